@@ -1,0 +1,83 @@
+# Everything runs in .venv, which is made once. After that nothing here uses the network.
+#
+#   make demo       export the Fashion-MNIST networks, verify them, measure CSR-Conv against its backbone
+#   make test       the tests; make test-full: the full matrix as well
+#   make bench      the CIFAR-10 networks on the full test set; needs CIFAR-10, see CIFAR10 below
+#   make lint       ruff and mypy
+#   make clean      removes what the targets made, except .venv
+#
+# Variables: PYTHON (the interpreter .venv is made with), CIFAR10 (folder or zip file with CIFAR-10; $CSR_DATA
+# or ../shared/data/cifar10.zip by default), OUT (where artifacts go), ARGS (more arguments for pytest).
+
+PYTHON ?= python3
+OUT ?= out
+ARGS ?=
+CIFAR10 ?= $(or $(CSR_DATA),$(wildcard ../shared/data/cifar10.zip))
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+
+.DEFAULT_GOAL := demo
+.DELETE_ON_ERROR:
+.PHONY: bench clean demo lint test test-full venv
+
+venv: $(INSTALLED)
+
+# The build backend comes first and from the constraints too: with build isolation pip would take its newest
+# release, and ask the registry again at every later install.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv; this downloads PyTorch and other packages, once."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt hatchling
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[all,dev]'
+	@touch $@
+
+# Only tests read the full Fashion-MNIST; without it they skip and say so.
+$(FASHION_MNIST):
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  echo "Installing Debian's dataset-fashion-mnist."; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --yes --no-install-recommends dataset-fashion-mnist > /dev/null; } \
+	  || echo "It could not be installed: tests that need the full Fashion-MNIST will be skipped."; \
+	else \
+	  echo "Debian's package dataset-fashion-mnist is not installed: tests that need the full" \
+	    "Fashion-MNIST will be skipped. To run them: sudo apt-get install dataset-fashion-mnist"; \
+	fi
+
+DEMO := $(OUT)/demo
+DEMO_EXPORT := --target tflite-int8 --target onnx --calibration fashion-mnist --out $(DEMO) --force
+
+demo: venv
+	$(BIN)/csr-export demos/models/fashion-resnet20.pt $(DEMO_EXPORT)
+	$(BIN)/csr-export demos/models/fashion-resnet20-csr.pt $(DEMO_EXPORT)
+	$(BIN)/csr-bench $(DEMO)/fashion-resnet20-tflite-int8 $(DEMO)/fashion-resnet20-csr-tflite-int8 \
+	  $(DEMO)/fashion-resnet20-onnx $(DEMO)/fashion-resnet20-csr-onnx --data fashion-mnist
+
+BENCH := $(OUT)/bench
+BENCH_TARGETS := tflite-int8 onnx-int8
+BENCH_NETWORKS := resnet56 resnet56-csr2
+
+bench: venv
+	@[ -n "$(CIFAR10)" ] || { echo "make bench needs CIFAR-10: make bench CIFAR10=<folder or zip file>"; exit 1; }
+	for network in $(BENCH_NETWORKS); do \
+	  $(BIN)/csr-export demos/models/$$network.pt $(addprefix --target ,$(BENCH_TARGETS)) \
+	    --calibration "$(CIFAR10)" --out $(BENCH) --force || exit; \
+	done
+	$(BIN)/csr-bench $(foreach t,$(BENCH_TARGETS),$(foreach n,$(BENCH_NETWORKS),$(BENCH)/$(n)-$(t))) \
+	  --data "$(CIFAR10)"
+
+test: venv | $(FASHION_MNIST)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-full: venv | $(FASHION_MNIST)
+	$(BIN)/python -m pytest -m "" $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(OUT) dist build .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

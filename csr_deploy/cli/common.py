@@ -1,0 +1,122 @@
+"""What all commands share: consoles, exit codes, the version option.
+
+Importing this must stay cheap: `--help` of every command starts here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from csr_deploy import __version__
+from csr_deploy.errors import CsrError, MissingDependencyError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+
+
+def _is_first_here() -> bool:
+    # An error can concern one machine alone, say a missing folder, so each machine reports its own.
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+stdout = Console(quiet=not is_main_process(), highlight=False)
+"""For results. Silent in all but the main process."""
+
+stderr = Console(stderr=True, quiet=not _is_first_here(), highlight=False)
+"""For progress, warnings and errors. Silent in all but the first process of a machine."""
+
+
+def new_app() -> typer.Typer:
+    """A Typer application with the settings that all commands share."""
+    return typer.Typer(
+        add_completion=False,
+        # A defect keeps Python's own traceback, without the values of local variables.
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def print_error(error: CsrError) -> None:
+    """Says on stderr what is wrong, where, and what to do."""
+    where = f"{error.where}: " if error.where else ""
+    stderr.print(Text(f"Error: {where}{error.what}", style="red"), soft_wrap=True)
+    if error.fix:
+        stderr.print(Text(error.fix), soft_wrap=True)
+
+
+def print_warning(text: str) -> None:
+    """Says on stderr what the user should know, though the command goes on."""
+    stderr.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=True)
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turns errors of a command into exit codes: 1 for a `CsrError`, 130 for Ctrl-C.
+
+    Anything else is a defect and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except CsrError as error:
+            print_error(error)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            stderr.print("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from interrupt
+
+    return wrapped
+
+
+def run(app: typer.Typer) -> None:
+    """Runs an application as a program: usage errors exit with 2, errors as in `guarded`."""
+    # Around each command, as Typer's own handling of Ctrl-C differs between its versions.
+    for command in app.registered_commands:
+        if command.callback:
+            command.callback = guarded(command.callback)
+    app()
+
+
+def require(module: str, extra: str, purpose: str, *, package: str | None = None) -> None:
+    """Checks that a module can be imported, without importing it.
+
+    Args:
+        module: Its name, of the top level.
+        extra: The extra of csr-deploy that brings it.
+        purpose: What it is needed for, the subject of the message.
+        package: The distribution, where it is not named like the module.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(package or module, extra, purpose)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(f"csr-deploy {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+]
+"""Type of a command's parameter `version`, whose default is False."""
