@@ -1,0 +1,1 @@
+"""Recurrence to static graph: capture, unrolling and lowering passes."""

@@ -1,0 +1,615 @@
+"""From a torch module to a static graph, through torch.export.
+
+A CSRConv2d is kept as one node (`csr_conv2d`), whatever its cell computes: the recurrence is unrolled
+later, by a lowering strategy. Everything else is read from the ATen operations of the exported program.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from csr_deploy.errors import CaptureError, GraphError
+from csr_deploy.nn import CSRConv2d, StepCell
+from csr_deploy.unroll.graph import Array, Graph, Node, build_graph
+from csr_deploy.unroll.ops import Shape
+
+INPUT = "image"
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class CsrLayer:
+    """What the unroll pass needs to know of a CSRConv2d with T > 1.
+
+    Attributes:
+        scope: Its module name, the prefix of its weights in the graph's constants.
+        in_channels: C_in.
+        out_channels: C_out.
+        num_steps: T.
+        group_in: d.
+        group_out: D.
+        kernel_size: Of V and U.
+        stride: Of V.
+        padding: Of V.
+        used_steps: Steps whose state reaches the output.
+        channel_fill: "zero" or "wrap".
+        bias: Whether the layer has a bias, `<scope>.bias`.
+        cell: The step cell, which lowers itself.
+    """
+
+    scope: str
+    in_channels: int
+    out_channels: int
+    num_steps: int
+    group_in: int
+    group_out: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    used_steps: int
+    channel_fill: str
+    bias: bool
+    cell: StepCell
+
+
+@torch.library.custom_op("csr_deploy::csr_conv2d", mutates_args=())
+def _csr_conv2d(x: Tensor, scope: str, geometry: list[int]) -> Tensor:
+    raise CaptureError("the CSR-Conv placeholder only exists while a model is captured", where=scope)
+
+
+@_csr_conv2d.register_fake
+def _(x: Tensor, scope: str, geometry: list[int]) -> Tensor:
+    out_channels, kh, kw, sh, sw, ph, pw = geometry
+    height = (x.shape[2] + 2 * ph - kh) // sh + 1
+    width = (x.shape[3] + 2 * pw - kw) // sw + 1
+    return x.new_empty(x.shape[0], out_channels, height, width)
+
+
+class _Placeholder(nn.Module):
+    """Stands for a CSRConv2d while the model is exported."""
+
+    def __init__(self, scope: str, layer: CSRConv2d) -> None:
+        super().__init__()
+        self.scope = scope
+        self.geometry = [layer.out_channels, *layer.kernel_size, *layer.stride, *layer.padding]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.csr_deploy.csr_conv2d(x, self.scope, self.geometry)
+        return out
+
+
+def capture(model: nn.Module, input_shape: Shape) -> Graph:
+    """Captures a classification network in evaluation mode.
+
+    Args:
+        model: Any torch module with one image input and one tensor output; it is not changed.
+        input_shape: [N, C, H, W]; the graph is static in all of them.
+
+    Returns:
+        The graph, float64 constants, with a `csr_conv2d` node for each CSRConv2d with T > 1.
+
+    Raises:
+        CaptureError: If torch.export cannot follow the model, or it uses an operation that is not known.
+    """
+    model = copy.deepcopy(model).cpu().float().eval()
+    layers: dict[str, CsrLayer] = {}
+    weights: dict[str, Array] = {}
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, CSRConv2d) or module.num_steps == 1:
+            continue
+        if not name:
+            raise CaptureError("the model is a bare CSRConv2d", fix="Wrap it in nn.Sequential.")
+        if name not in layers:
+            layers[name] = _describe(name, module)
+            weights.update({f"{name}.{k}": _array(v) for k, v in module.state_dict().items()})
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, _Placeholder(name, module))
+    with _quiet():
+        try:
+            program = torch.export.export(model, (torch.zeros(input_shape),))
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
+            raise CaptureError(
+                f"torch.export cannot turn this model into a static graph: {str(error).splitlines()[0]}",
+                fix="Its forward must not depend on the values of the input.",
+            ) from error
+    return _Reader(program, layers, weights, tuple(input_shape)).graph()
+
+
+def _describe(name: str, module: CSRConv2d) -> CsrLayer:
+    return CsrLayer(
+        name,
+        module.in_channels,
+        module.out_channels,
+        module.num_steps,
+        module.group_in,
+        module.group_out,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.used_steps,
+        module.channel_fill,
+        module.bias is not None,
+        module.cell,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(n) for n in ("torch.export", "torch._dynamo", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _pair(value: Any, default: int | None = None) -> tuple[int, int]:
+    if isinstance(value, int):
+        return (value, value)
+    values = list(value)
+    if not values and default is not None:
+        return (default, default)
+    return (int(values[0]), int(values[-1]))
+
+
+def _args(node: fx.Node) -> tuple[Any, ...]:
+    """A node's arguments; what they are follows from its operation."""
+    return node.args
+
+
+class _Reader:
+    """Reads the ATen graph of an exported program."""
+
+    def __init__(
+        self,
+        program: torch.export.ExportedProgram,
+        layers: Mapping[str, CsrLayer],
+        weights: Mapping[str, Array],
+        input_shape: Shape,
+    ) -> None:
+        self.program = program
+        self.layers = layers
+        self.constants: dict[str, Array] = dict(weights)
+        self.nodes: list[Node] = []
+        self.names: dict[fx.Node, str] = {}
+        self.shapes: dict[str, Shape] = {}
+        self.input_shape = input_shape
+
+    def graph(self) -> Graph:
+        signature = self.program.graph_signature
+        parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = signature.inputs_to_lifted_tensor_constants
+        image: str | None = None
+        output: str | None = None
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in parameters:
+                    key = parameters[node.name]
+                    tensor = self.program.state_dict.get(key)
+                    tensor = self.program.constants[key] if tensor is None else tensor
+                    self._constant(node, key, tensor)
+                elif node.name in constants:
+                    self._constant(node, constants[node.name], self.program.constants[constants[node.name]])
+                elif image is None:
+                    self.names[node] = image = INPUT
+                else:
+                    raise CaptureError("the model takes more than one input", where=node.name)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                results = _args(node)[0]
+                if len(results) != 1:
+                    raise CaptureError(
+                        f"the model returns {len(results)} tensors", fix="Return the logits only."
+                    )
+                output = self.names[results[0]]
+        if image is None or output is None:
+            raise CaptureError("the model has no input or no output")
+        try:
+            return build_graph(self.nodes, self.constants, image, self.input_shape, output)
+        except GraphError as error:
+            raise CaptureError(error.what, where=error.where) from error
+
+    def _constant(self, node: fx.Node, key: str, tensor: Any) -> None:
+        self.names[node] = key
+        self.constants.setdefault(key, _array(tensor))
+
+    def _call(self, node: fx.Node) -> None:
+        target = node.target
+        if target in _IGNORED:
+            self.names[node] = self._name(_args(node)[0])
+            return
+        if node.all_input_nodes and all(self.names.get(n) in self.constants for n in node.all_input_nodes):
+            self._fold(node)
+            return
+        reader = _READERS.get(target)
+        if reader is None:
+            known = "Rewrite the layer with convolutions, linear layers, BatchNorm, ReLU, pooling or additions."
+            raise CaptureError(f"the operation {target} is not supported", where=self.origin(node), fix=known)
+        reader(self, node)
+
+    def _fold(self, node: fx.Node) -> None:
+        """Computes a node whose inputs are all constants."""
+
+        def value(argument: fx.Node) -> Tensor:
+            return torch.from_numpy(self.constants[self.names[argument]])
+
+        arguments = fx.map_arg(node.args, value)
+        keywords = fx.map_arg(node.kwargs, value)
+        self.constants[node.name] = node.target(*arguments, **keywords).numpy()  # type: ignore[operator]
+        self.names[node] = node.name
+
+    def origin(self, node: fx.Node) -> str:
+        """Name of the innermost module a node comes from."""
+        stack = node.meta.get("nn_module_stack") or {}
+        names = [str(entry[0]) for entry in stack.values()]
+        last = names[-1] if names else ""
+        return last.replace("L['self'].", "").replace("L__self___", "") or "model"
+
+    def _name(self, argument: Any) -> str:
+        if not isinstance(argument, fx.Node):
+            raise CaptureError(f"a scalar or list {argument!r} stands where a tensor is needed")
+        return self.names[argument]
+
+    def argument(self, node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+        """An argument given by position or name."""
+        if len(node.args) > position:
+            return _args(node)[position]
+        return node.kwargs.get(name, default)
+
+    def shape_of(self, node: Any) -> Shape:
+        """Shape of a node's value."""
+        return tuple(int(v) for v in node.meta["val"].shape)
+
+    def emit(self, node: fx.Node, op: str, inputs: list[str], **attrs: Any) -> None:
+        """Adds one graph node as the translation of an ATen node."""
+        self.nodes.append(Node(op, tuple(inputs), node.name, attrs, self.origin(node)))
+        self.names[node] = node.name
+
+    def intermediate(self, node: fx.Node, suffix: str, op: str, inputs: list[str], **attrs: Any) -> str:
+        """Adds a graph node that has no ATen counterpart."""
+        name = f"{node.name}.{suffix}"
+        self.nodes.append(Node(op, tuple(inputs), name, attrs, self.origin(node)))
+        return name
+
+    def scalar_constant(self, node: fx.Node, value: float, rank: int) -> str:
+        """A number as a constant that broadcasts."""
+        key = f"{node.name}.scalar"
+        self.constants[key] = np.full((1,) * rank, float(value))
+        return key
+
+
+_Read = Callable[[_Reader, fx.Node], None]
+_READERS: dict[Any, _Read] = {}
+_IGNORED = {
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+}
+
+
+def _reads(*targets: Any) -> Callable[[_Read], _Read]:
+    def register(function: _Read) -> _Read:
+        for target in targets:
+            _READERS[target] = function
+        return function
+
+    return register
+
+
+@_reads(torch.ops.csr_deploy.csr_conv2d.default)
+def _read_csr(reader: _Reader, node: fx.Node) -> None:
+    layer = reader.layers[str(_args(node)[1])]
+    weights = [k for k in reader.constants if k.startswith(f"{layer.scope}.")]
+    reader.emit(node, "csr_conv2d", [reader._name(_args(node)[0]), *weights], layer=layer)
+
+
+@_reads(aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
+def _read_conv2d(reader: _Reader, node: fx.Node) -> None:
+    x, weight = _args(node)[0], _args(node)[1]
+    bias = reader.argument(node, 2, "bias")
+    stride = _pair(reader.argument(node, 3, "stride", 1), 1)
+    padding = reader.argument(node, 4, "padding", 0)
+    dilation = _pair(reader.argument(node, 5, "dilation", 1), 1)
+    if node.target is aten.convolution.default:
+        if reader.argument(node, 6, "transposed", False):
+            raise CaptureError("a transposed convolution is not supported", where=reader.origin(node))
+        groups = reader.argument(node, 8, "groups", 1)
+    else:
+        groups = reader.argument(node, 6, "groups", 1)
+    kernel = reader.shape_of(weight)[2:]
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        pads = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
+    else:
+        ph, pw = _pair(padding, 0)
+        pads = (ph, pw, ph, pw)
+    inputs = [reader._name(x), reader._name(weight)] + ([] if bias is None else [reader._name(bias)])
+    reader.emit(
+        node, "conv2d", inputs,
+        stride=stride, padding=pads, dilation=dilation, groups=int(groups), activation=None,
+    )  # fmt: skip
+
+
+@_reads(aten.linear.default)
+def _read_linear(reader: _Reader, node: fx.Node) -> None:
+    bias = reader.argument(node, 2, "bias")
+    inputs = [reader._name(_args(node)[0]), reader._name(_args(node)[1])]
+    reader.emit(node, "linear", inputs + ([] if bias is None else [reader._name(bias)]), activation=None)
+
+
+@_reads(aten.batch_norm.default)
+def _read_batch_norm(reader: _Reader, node: fx.Node) -> None:
+    x, weight, bias, mean, var = _args(node)[:5]
+    epsilon = float(reader.argument(node, 7, "eps"))
+    if mean is None or var is None:
+        raise CaptureError(
+            "a BatchNorm without running statistics cannot be exported", where=reader.origin(node)
+        )
+    centre = reader.constants[reader._name(mean)]
+    gain = 1.0 / np.sqrt(reader.constants[reader._name(var)] + epsilon)
+    if weight is not None:
+        gain = gain * reader.constants[reader._name(weight)]
+    offset = -centre * gain
+    if bias is not None:
+        offset = offset + reader.constants[reader._name(bias)]
+    scope = reader._name(mean).removesuffix("running_mean") or f"{node.name}."
+    reader.constants[f"{scope}gain"] = gain
+    reader.constants[f"{scope}offset"] = offset
+    reader.emit(node, "affine", [reader._name(x), f"{scope}gain", f"{scope}offset"], activation=None)
+
+
+def _unary(op: str) -> _Read:
+    def read(reader: _Reader, node: fx.Node) -> None:
+        reader.emit(node, op, [reader._name(_args(node)[0])])
+
+    return read
+
+
+_reads(aten.relu.default, aten.relu_.default)(_unary("relu"))
+_reads(aten.relu6.default, aten.relu6_.default)(_unary("relu6"))
+_reads(aten.sigmoid.default, aten.sigmoid_.default)(_unary("sigmoid"))
+_reads(aten.tanh.default, aten.tanh_.default)(_unary("tanh"))
+_reads(aten.hardsigmoid.default, aten.hardsigmoid_.default)(_unary("hard_sigmoid"))
+_reads(aten.hardswish.default, aten.hardswish_.default)(_unary("hard_swish"))
+
+
+@_reads(aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
+def _read_hardtanh(reader: _Reader, node: fx.Node) -> None:
+    low, high = reader.argument(node, 1, "min_val", -1.0), reader.argument(node, 2, "max_val", 1.0)
+    if (low, high) == (0, 6):
+        reader.emit(node, "relu6", [reader._name(_args(node)[0])])
+    elif low == 0 and high is None:
+        reader.emit(node, "relu", [reader._name(_args(node)[0])])
+    else:
+        raise CaptureError(f"a clamp to [{low}, {high}] is not supported", where=reader.origin(node))
+
+
+@_reads(aten.silu.default, aten.silu_.default)
+def _read_silu(reader: _Reader, node: fx.Node) -> None:
+    x = reader._name(_args(node)[0])
+    gate = reader.intermediate(node, "sigmoid", "sigmoid", [x])
+    reader.emit(node, "mul", [x, gate], activation=None)
+
+
+def _binary(op: str) -> _Read:
+    def read(reader: _Reader, node: fx.Node) -> None:
+        if float(reader.argument(node, 2, "alpha", 1) or 1) != 1:
+            raise CaptureError("an addition with alpha is not supported", where=reader.origin(node))
+        x, y = _args(node)[:2]
+        if not isinstance(x, fx.Node) or (reader.names[x] in reader.constants and isinstance(y, fx.Node)):
+            x, y = y, x
+        rank = len(reader.shape_of(x))
+        name = reader.scalar_constant(node, y, rank) if isinstance(y, (int, float)) else reader._name(y)
+        if isinstance(y, fx.Node) and name in reader.constants:
+            value = reader.constants[name]
+            name = f"{node.name}.constant"
+            reader.constants[name] = value.reshape((1,) * (rank - value.ndim) + value.shape)
+        elif isinstance(y, fx.Node) and len(reader.shape_of(y)) != rank:
+            raise CaptureError("operands of different rank are not supported", where=reader.origin(node))
+        reader.emit(node, op, [reader._name(x), name], activation=None)
+
+    return read
+
+
+_reads(aten.add.Tensor, aten.add_.Tensor)(_binary("add"))
+_reads(aten.mul.Tensor, aten.mul_.Tensor)(_binary("mul"))
+
+
+@_reads(aten.cat.default)
+def _read_cat(reader: _Reader, node: fx.Node) -> None:
+    tensors = _args(node)[0]
+    axis = int(reader.argument(node, 1, "dim", 0))
+    rank = len(reader.shape_of(node))
+    reader.emit(node, "concat", [reader._name(t) for t in tensors], axis=axis % rank)
+
+
+@_reads(aten.adaptive_avg_pool2d.default, aten.mean.dim)
+def _read_global_mean(reader: _Reader, node: fx.Node) -> None:
+    x = _args(node)[0]
+    rank = len(reader.shape_of(x))
+    if node.target is aten.mean.dim:
+        axes = sorted(int(a) % rank for a in _args(node)[1])
+        keep = bool(reader.argument(node, 2, "keepdim", False))
+        if rank != 4 or axes != [2, 3]:
+            raise CaptureError(f"a mean over axes {axes} is not supported", where=reader.origin(node))
+        if keep:
+            reader.emit(node, "mean_hw", [reader._name(x)])
+            return
+        mean = reader.intermediate(node, "mean", "mean_hw", [reader._name(x)])
+        reader.emit(node, "reshape", [mean], shape=reader.shape_of(node))
+        return
+    height, width = _pair(_args(node)[1])
+    size = reader.shape_of(x)[2:]
+    if (height, width) == (1, 1):
+        reader.emit(node, "mean_hw", [reader._name(x)])
+    elif size[0] % height == 0 and size[1] % width == 0:
+        kernel = (size[0] // height, size[1] // width)
+        reader.emit(
+            node, "avg_pool2d", [reader._name(x)],
+            kernel=kernel, stride=kernel, padding=(0, 0, 0, 0), count_padding=False,
+        )  # fmt: skip
+    else:
+        raise CaptureError(
+            f"an adaptive pool from {size} to {(height, width)} has windows of different sizes",
+            where=reader.origin(node),
+            fix="Use an input size that is a multiple of the pool's output.",
+        )
+
+
+def _pool(op: str) -> _Read:
+    def read(reader: _Reader, node: fx.Node) -> None:
+        kernel = _pair(_args(node)[1])
+        stride = _pair(reader.argument(node, 2, "stride", None) or kernel)
+        ph, pw = _pair(reader.argument(node, 3, "padding", 0), 0)
+        if op == "max_pool2d":
+            dilation, ceil = (
+                _pair(reader.argument(node, 4, "dilation", 1), 1),
+                reader.argument(node, 5, "ceil_mode", False),
+            )
+            attrs: dict[str, Any] = {}
+        else:
+            dilation, ceil = (1, 1), reader.argument(node, 4, "ceil_mode", False)
+            attrs = {"count_padding": bool(reader.argument(node, 5, "count_include_pad", True))}
+            if reader.argument(node, 6, "divisor_override", None) is not None:
+                raise CaptureError("a pool with divisor_override is not supported", where=reader.origin(node))
+        size, out = reader.shape_of(_args(node)[0]), reader.shape_of(node)
+        plain = tuple(
+            (s + 2 * p - k) // t + 1 for s, p, k, t in zip(size[2:], (ph, pw), kernel, stride, strict=True)
+        )
+        if dilation != (1, 1) or (ceil and plain != out[2:]):
+            raise CaptureError("a dilated or ceil-mode pool is not supported", where=reader.origin(node))
+        reader.emit(
+            node, op, [reader._name(_args(node)[0])],
+            kernel=kernel, stride=stride, padding=(ph, pw, ph, pw), **attrs,
+        )  # fmt: skip
+
+    return read
+
+
+_reads(aten.max_pool2d.default)(_pool("max_pool2d"))
+_reads(aten.avg_pool2d.default)(_pool("avg_pool2d"))
+
+
+@_reads(
+    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims, aten.squeeze.dim,
+    aten.squeeze.default, aten.unsqueeze.default, aten._unsafe_view.default, aten.unflatten.int,
+)  # fmt: skip
+def _read_reshape(reader: _Reader, node: fx.Node) -> None:
+    reader.emit(node, "reshape", [reader._name(_args(node)[0])], shape=reader.shape_of(node))
+
+
+@_reads(aten.permute.default)
+def _read_permute(reader: _Reader, node: fx.Node) -> None:
+    rank = len(reader.shape_of(node))
+    reader.emit(
+        node, "transpose", [reader._name(_args(node)[0])], perm=tuple(int(p) % rank for p in _args(node)[1])
+    )
+
+
+@_reads(aten.transpose.int)
+def _read_transpose(reader: _Reader, node: fx.Node) -> None:
+    perm = list(range(len(reader.shape_of(node))))
+    a, b = (int(v) % len(perm) for v in _args(node)[1:3])
+    perm[a], perm[b] = perm[b], perm[a]
+    reader.emit(node, "transpose", [reader._name(_args(node)[0])], perm=tuple(perm))
+
+
+def emit_slice(reader: _Reader, node: fx.Node, x: Any, axis: int, start: int, stop: int, step: int) -> None:
+    """Adds a slice along one axis."""
+    shape = reader.shape_of(x)
+    starts, stops, steps = [0] * len(shape), list(shape), [1] * len(shape)
+    starts[axis], stops[axis], steps[axis] = start, stop, step
+    reader.emit(
+        node, "slice", [reader._name(x)], starts=tuple(starts), stops=tuple(stops), steps=tuple(steps)
+    )
+
+
+@_reads(aten.slice.Tensor)
+def _read_slice(reader: _Reader, node: fx.Node) -> None:
+    x = _args(node)[0]
+    shape = reader.shape_of(x)
+    axis = int(reader.argument(node, 1, "dim", 0)) % len(shape)
+    index = slice(
+        reader.argument(node, 2, "start"),
+        reader.argument(node, 3, "end"),
+        reader.argument(node, 4, "step", 1),
+    )
+    start, stop, step = index.indices(shape[axis])
+    if (start, stop, step) == (0, shape[axis], 1):
+        reader.names[node] = reader._name(x)
+        return
+    emit_slice(reader, node, x, axis, start, stop, step)
+
+
+@_reads(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+def _read_split(reader: _Reader, node: fx.Node) -> None:
+    # The pieces are read where they are taken out, by getitem.
+    return None
+
+
+def _read_getitem(reader: _Reader, node: fx.Node) -> None:
+    source, index = _args(node)
+    if not isinstance(source, fx.Node) or _READERS.get(source.target) is not _read_split:
+        raise CaptureError(f"taking item {index!r} of {source} is not supported", where=reader.origin(node))
+    axis = int(reader.argument(source, 2, "dim", 0))
+    pieces = [tuple(v.shape) for v in source.meta["val"]]
+    axis %= len(pieces[0])
+    start = sum(int(p[axis]) for p in pieces[: int(index)])
+    emit_slice(reader, node, _args(source)[0], axis, start, start + int(pieces[int(index)][axis]), 1)
+
+
+_READERS[operator.getitem] = _read_getitem
+
+
+@_reads(aten.pad.default, aten.constant_pad_nd.default)
+def _read_pad(reader: _Reader, node: fx.Node) -> None:
+    if node.target is aten.pad.default:
+        mode, value = reader.argument(node, 2, "mode", "constant"), reader.argument(node, 3, "value", 0)
+    else:
+        mode, value = "constant", reader.argument(node, 2, "value", 0)
+    if mode != "constant" or value not in (None, 0, 0.0):
+        raise CaptureError(
+            f"padding with mode '{mode}' and value {value} is not supported", where=reader.origin(node)
+        )
+    widths = [int(v) for v in _args(node)[1]]
+    rank = len(reader.shape_of(_args(node)[0]))
+    pads = [(0, 0)] * rank
+    for i in range(len(widths) // 2):
+        pads[rank - 1 - i] = (widths[2 * i], widths[2 * i + 1])
+    if any(w < 0 for w in widths):
+        raise CaptureError("negative padding is not supported", where=reader.origin(node))
+    reader.emit(node, "pad", [reader._name(_args(node)[0])], pads=tuple(pads))
+
+
+@_reads(aten.softmax.int, aten._softmax.default)
+def _read_softmax(reader: _Reader, node: fx.Node) -> None:
+    rank = len(reader.shape_of(node))
+    reader.emit(node, "softmax", [reader._name(_args(node)[0])], axis=int(_args(node)[1]) % rank)

@@ -1,0 +1,1 @@
+"""Lowering passes: pure functions from graph to graph, each leaving the function unchanged."""
