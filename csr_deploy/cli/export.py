@@ -1,0 +1,214 @@
+"""`csr-export`: from a checkpoint to verified artifacts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from csr_deploy.cli.common import VersionOption, new_app, run, stderr, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.status import Status
+
+    from csr_deploy.artifact import Artifact
+
+app = new_app()
+
+
+def _list_targets(as_json: bool) -> None:
+    from rich.table import Table
+
+    from csr_deploy.targets import TARGETS
+
+    rows = [
+        {
+            "target": t.name,
+            "summary": t.summary,
+            "available": not t.missing(),
+            "missing": t.missing(),
+            "extra": t.extra,
+        }
+        for t in TARGETS.values()
+    ]
+    if as_json:
+        stdout.print_json(json.dumps(rows))
+        return
+    table = Table(title="Targets")
+    for column in ("Target", "What", "Can run here"):
+        table.add_column(column)
+    for t in TARGETS.values():
+        missing = t.missing()
+        state = f"no: pip install 'csr-deploy\\[{t.extra}]' ({', '.join(missing)})" if missing else "yes"
+        table.add_row(t.name, t.summary, state)
+    stdout.print(table)
+
+
+def _summary(artifact: Artifact, seconds: float) -> dict[str, Any]:
+    parity = artifact.parity
+    return {
+        "artifact": str(artifact.path),
+        "target": artifact.target,
+        "model": artifact.files[0].name,
+        "bytes": artifact.files[0].size,
+        "sha256": artifact.sha256,
+        "parameters": artifact.model["parameters"],
+        "macs": artifact.model["macs"],
+        "weight_bytes": artifact.ledger["weight_bytes"],
+        "top1_agreement": parity["top1_agreement"],
+        "relative_error": parity["relative_error"],
+        "parity_images": parity["images"],
+        "seconds": round(seconds, 2),
+    }
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("Artifact", overflow="fold")
+    for column in ("Bytes", "B/param", "Top-1 = float", "Error/range", "Time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["artifact"],
+            f"{row['bytes']:,}",
+            f"{row['bytes'] / row['parameters']:.2f}",
+            f"{row['top1_agreement']:.1%} of {row['parity_images']}",
+            f"{row['relative_error']:.1e}",
+            f"{row['seconds']:.1f} s",
+        )
+    stdout.print(table)
+
+
+_MODEL = typer.Argument(help="Checkpoint: model.pt or .safetensors.", show_default=False)
+_TARGET = typer.Option("--target", "-t", help="Target; may be given several times.", show_default=False)
+_OUT = typer.Option("--out", "-o", help="Folder that receives the artifacts.")
+_CALIBRATION = typer.Option(
+    "--calibration",
+    "-c",
+    help="Training data: folder, zip file, or 'fashion-mnist' for the packaged sample. Int8 needs it.",
+    show_default=False,
+)
+_AGREEMENT = typer.Option(
+    help="Smallest share of images with float's top-1 class.", show_default="the target's"
+)
+
+
+@app.command()
+def export(
+    model: Annotated[Path | None, _MODEL] = None,
+    target: Annotated[list[str] | None, _TARGET] = None,
+    out: Annotated[Path, _OUT] = Path("artifacts"),
+    calibration: Annotated[str | None, _CALIBRATION] = None,
+    calibration_images: Annotated[int, typer.Option(help="Images drawn from the training split.")] = 200,
+    parity_images: Annotated[
+        int, typer.Option(help="Images of the parity gate, all others.")
+    ] = 256,
+    agreement: Annotated[float | None, _AGREEMENT] = None,
+    lowering: Annotated[str, typer.Option(help="Unrolling: auto, stepwise or time-major.")] = "auto",
+    ranges: Annotated[
+        str, typer.Option(help="Activation ranges: least-squares or min-max.")
+    ] = "least-squares",
+    bias_correction: Annotated[bool, typer.Option(help="Correct the mean error of every channel.")] = True,
+    batch: Annotated[int, typer.Option(help="Batch size of the static graph.")] = 1,
+    seed: Annotated[int, typer.Option(help="Fixes the images drawn.")] = 0,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the artifacts.", show_default="the file's")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing artifacts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    list_targets: Annotated[bool, typer.Option("--list-targets", help="Show every target and exit.")] = False,
+    version: VersionOption = False,
+) -> None:
+    """Exports a trained network: unrolls the recurrence, quantises, writes, and proves parity on real images."""
+    if list_targets:
+        _list_targets(as_json)
+        return
+    if model is None or not target:
+        raise typer.BadParameter("name a checkpoint and at least one --target (see --list-targets)")
+    from csr_deploy.targets import find_target
+
+    targets = [find_target(t) for t in dict.fromkeys(target)]
+    _export_all(
+        model, targets, out, calibration, name, force=force, as_json=as_json,
+        settings={
+            "calibration_images": calibration_images, "parity_images": parity_images, "agreement": agreement,
+            "lowering": lowering, "batch": batch, "seed": seed,
+        },
+        ranges=ranges, bias_correction=bias_correction,
+    )  # fmt: skip
+
+
+def _stage_shower(status: Status, what: str) -> Callable[[str], None]:
+    def show(stage: str) -> None:
+        status.update(f"{what}: {stage} …")
+
+    return show
+
+
+def _export_all(
+    model: Path, targets: list[Any], out: Path, calibration: str | None, name: str | None, *,
+    force: bool, as_json: bool, settings: dict[str, Any], ranges: str, bias_correction: bool,
+) -> None:  # fmt: skip
+    from dataclasses import replace
+
+    from csr_deploy.cli.common import require
+
+    require("torch", "export", "Exporting")
+    with stderr.status("Loading torch …"):
+        from csr_deploy.errors import ExportError
+        from csr_deploy.export import (
+            ExportOptions,
+            Network,
+            artifact_directory,
+            find_exporter,
+            load_export_data,
+        )
+        from csr_deploy.export import export as export_one
+        from csr_deploy.quantize import QuantizeOptions
+
+    options = ExportOptions(
+        **settings, quantization=QuantizeOptions(ranges, bias_correction, settings["seed"])
+    )
+    for target in targets:
+        find_exporter(target)
+    network = Network.from_checkpoint(model)
+    if name:
+        if Path(name).name != name or name in (".", ".."):
+            raise ExportError(f"'{name}' is no file name", where="--name")
+        network = replace(network, name=name)
+    if not force:
+        for target in targets:
+            path = artifact_directory(out, network, target)
+            if path.exists():
+                raise ExportError("already exists", where=str(path), fix="Give --force, or another --out.")
+    rows = []
+    with stderr.status("Reading images …") as status:
+        data = load_export_data(network, calibration, options, quantized=any(t.quantized for t in targets))
+        for target in targets:
+            start = time.perf_counter()
+            artifact = export_one(
+                network,
+                target,
+                data,
+                artifact_directory(out, network, target),
+                options,
+                force=force,
+                on_stage=_stage_shower(status, f"{network.name} → {target.name}"),
+            )
+            rows.append(_summary(artifact, time.perf_counter() - start))
+    if as_json:
+        stdout.print_json(json.dumps(rows))
+    else:
+        _show(rows)
+
+
+def main() -> None:
+    """Entry point."""
+    run(app)

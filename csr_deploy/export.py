@@ -1,0 +1,378 @@
+"""From a checkpoint to a verified artifact: capture, unroll, quantise, write, and prove parity."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from csr_deploy import __version__
+from csr_deploy.artifact import GOLDEN, Artifact, Golden, record_file, write_golden, write_manifest
+from csr_deploy.atomic import atomic_directory
+from csr_deploy.checkpoint import file_sha256, load_checkpoint
+from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, open_dataset, sample
+from csr_deploy.data.dataset import ArrayDataset
+from csr_deploy.errors import DataError, MissingDependencyError, OptionError
+from csr_deploy.exporters.base import Exporter, WriteRequest
+from csr_deploy.ledger import Expected, check_ledger
+from csr_deploy.models import count_parameters
+from csr_deploy.parity import check_parity, compare
+from csr_deploy.quantize import QuantizeOptions, quantize
+from csr_deploy.runtimes import open_runtime
+from csr_deploy.targets import Target
+from csr_deploy.unroll.graph import Graph
+from csr_deploy.unroll.lowering import unroll
+
+LEAST_PARITY_IMAGES = 200
+_GOLDEN_IMAGES = 16
+_BATCH = 100
+_FALLBACK_DATA = "fashion-mnist"
+
+Stage = Callable[[str], None]
+"""Called with the name of each stage as it begins."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is exported.
+
+    Attributes:
+        name: For file names and tables.
+        model: In evaluation mode.
+        labels: Class names.
+        preprocessing: From a picture to the input.
+        source: Where it comes from, plain values for the manifest.
+    """
+
+    name: str
+    model: nn.Module
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str]) -> Network:
+        """Reads a checkpoint; the network is called like its file, or like its architecture for `model.pt`.
+
+        Raises:
+            CheckpointError: See `load_checkpoint`.
+        """
+        checkpoint = load_checkpoint(path)
+        training = {k: v for k, v in checkpoint.training.items() if k != "curve"}
+        source = {
+            "checkpoint_sha256": file_sha256(Path(path)),
+            "architecture": checkpoint.record()["architecture"],
+            "training": training,
+            "metrics": dict(checkpoint.metrics),
+        }
+        architecture = checkpoint.architecture
+        stem = Path(path).stem
+        # csr-train writes every network as model.pt: then the architecture says more than the file.
+        name = stem if stem != "model" else architecture.name or architecture.backbone
+        return cls(name, checkpoint.build(), checkpoint.labels, checkpoint.preprocessing, source)
+
+    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
+        """[N, C, H, W]."""
+        p = self.preprocessing
+        return (batch, p.channels, p.height, p.width)
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Float32 logits of the checkpoint for pictures [N, H, W, C] uint8."""
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(images), _BATCH):
+                x = torch.from_numpy(self.preprocessing.normalize(images[start : start + _BATCH]))
+                parts.append(self.model(x).float().numpy())
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a network is exported.
+
+    Attributes:
+        lowering: Unrolling strategy, or "auto" for the target's default.
+        batch: Batch size of the static graph.
+        calibration_images: Number of calibration images, from the training split.
+        parity_images: Number of images of the parity gate, never used for calibration.
+        seed: Fixes both draws.
+        agreement: Smallest top-1 agreement with float, or None for the target's default.
+        quantization: Ranges and bias correction.
+    """
+
+    lowering: str = "auto"
+    batch: int = 1
+    calibration_images: int = 200
+    parity_images: int = 256
+    seed: int = 0
+    agreement: float | None = None
+    quantization: QuantizeOptions = field(default_factory=QuantizeOptions)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError(f"the batch size is {self.batch}", fix="Give at least 1.")
+        if self.calibration_images < 1 or self.parity_images < 1:
+            raise OptionError("calibration and parity need at least one image each")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise OptionError(f"the agreement threshold is {self.agreement}", fix="Give a share from 0 to 1.")
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """Images of an export.
+
+    Attributes:
+        calibration: From the training split; None for targets that need none.
+        parity: Not used for calibration.
+        labelled: Whether the parity labels are the network's classes.
+    """
+
+    calibration: ImageSet | None
+    parity: ImageSet
+    labelled: bool
+
+
+def load_export_data(
+    network: Network, source: str | None, options: ExportOptions, *, quantized: bool
+) -> ExportData:
+    """Draws calibration and parity images.
+
+    Args:
+        network: Gives size, channels and classes.
+        source: Folder, zip file or name of a packaged set; None where nothing is quantised.
+        options: Counts and seed.
+        quantized: Whether calibration images are needed.
+
+    Raises:
+        OptionError: If an int8 target has no calibration data.
+        DataError: If the data does not fit the network, or has too few images.
+    """
+    if source is None:
+        if quantized:
+            raise OptionError(
+                "an int8 target needs calibration data, and none was given",
+                fix="Give --calibration with the training data of the network (a folder or zip file).",
+            )
+        # Any real pictures show whether float arithmetic is the same.
+        parity = sample(
+            open_dataset(_FALLBACK_DATA, "test"), network.preprocessing, options.parity_images, options.seed
+        )
+        return ExportData(None, parity, labelled=False)
+    train = open_dataset(source, "train")
+    _check_fits(network, train)
+    calibration = None
+    if quantized:
+        calibration = sample(train, network.preprocessing, options.calibration_images, options.seed)
+    parity = _parity_set(network, source, train, options)
+    least = min(options.parity_images, LEAST_PARITY_IMAGES)
+    if len(parity) < least:
+        raise DataError(
+            f"has only {len(parity)} images beyond the calibration set; parity needs {least}",
+            where=source,
+            fix=f"Give more images, or lower the bar with --parity-images {len(parity)}.",
+        )
+    return ExportData(calibration, parity, labelled=bool(train.classes) and bool((parity.labels >= 0).all()))
+
+
+def _parity_set(network: Network, source: str, train: ImageDataset, options: ExportOptions) -> ImageSet:
+    try:
+        test = open_dataset(source, "test")
+    except DataError:
+        # No test part: images of the training part that were not drawn for calibration.
+        return sample(
+            train,
+            network.preprocessing,
+            options.parity_images,
+            options.seed,
+            disjoint_from=options.calibration_images,
+        )
+    _check_fits(network, test)
+    return sample(test, network.preprocessing, options.parity_images, options.seed)
+
+
+def _check_fits(network: Network, dataset: ImageDataset) -> None:
+    p = network.preprocessing
+    wanted = (p.height, p.width, p.channels)
+    if isinstance(dataset, ArrayDataset) and dataset.images.shape[1:] != wanted:
+        raise DataError(
+            f"its images are {list(dataset.images.shape[1:])}, the network takes {list(wanted)} (H, W, C)",
+            where=dataset.name,
+            fix="Calibrate with the data that the network was trained on.",
+        )
+    named = dataset.classes and not all(c.isdigit() for c in dataset.classes)
+    if named and set(dataset.classes) != set(network.labels):
+        odd = sorted(set(dataset.classes) ^ set(network.labels))
+        raise DataError(
+            f"its classes are not the network's ({', '.join(odd[:4])}{', …' if len(odd) > 4 else ''})",
+            where=dataset.name,
+            fix="Calibrate with the data that the network was trained on, or with a folder without classes.",
+        )
+
+
+def find_exporter(target: Target) -> Exporter:
+    """Imports a target's exporter.
+
+    Raises:
+        MissingDependencyError: If a package it needs is not installed.
+    """
+    if missing := target.missing():
+        raise MissingDependencyError(", ".join(missing), target.extra, f"The target '{target.name}'")
+    module, _, attribute = target.exporter.partition(":")
+    exporter: Exporter = getattr(importlib.import_module(module), attribute)
+    return exporter
+
+
+def export(
+    network: Network,
+    target: Target,
+    data: ExportData,
+    out: Path,
+    options: ExportOptions | None = None,
+    *,
+    force: bool = False,
+    on_stage: Stage | None = None,
+) -> Artifact:
+    """Exports a network to one target.
+
+    Args:
+        network: What to export.
+        target: Where to.
+        data: Calibration and parity images.
+        out: The artifact's directory, written whole or not at all.
+        options: How.
+        force: Replace an existing directory.
+        on_stage: Told of the stages "unroll", "quantise", "write", "verify".
+
+    Returns:
+        The artifact as read back.
+
+    Raises:
+        ExportError: If the target cannot express the network, or `out` exists or cannot be written.
+        ParityError: If the exported model does not compute what the checkpoint computes.
+        LedgerError: If tied weights were duplicated.
+    """
+    options = options or ExportOptions()
+    exporter = find_exporter(target)
+    if target.quantized and data.calibration is None:
+        raise OptionError(f"the target '{target.name}' needs calibration data", fix="Give --calibration.")
+    say = on_stage or (lambda stage: None)
+    with atomic_directory(out, replace=force) as folder:
+        say("unroll")
+        lowering = exporter.lowering if options.lowering == "auto" else options.lowering
+        graph = exporter.legalise(unroll(network.model, network.input_shape(options.batch), lowering))
+        quantized = None
+        if target.quantized and data.calibration is not None:
+            say("quantise")
+            normalized = torch.from_numpy(network.preprocessing.normalize(data.calibration.images))
+            batches = list(torch.split(normalized, _BATCH))
+            quantized = quantize(graph, batches, network.preprocessing, options.quantization)
+        say("write")
+        path = folder / f"{network.name}{exporter.suffix}"
+        written = exporter.write(WriteRequest(graph, quantized, target.weight_bits, path, network.name))
+        check_ledger(written.ledger, _expected(graph), network.name)
+        parameters = count_parameters(network.model)
+        artifact = Artifact(
+            path=folder,
+            name=network.name,
+            target=target.name,
+            files=(record_file(path),),
+            input=written.input,
+            output=written.output,
+            preprocessing=network.preprocessing,
+            labels=network.labels,
+            options=_option_values(options, lowering, data, quantized=target.quantized),
+            model=_figures(graph, parameters),
+            source=network.source,
+            tools=_versions(exporter),
+            ledger=written.ledger.summary(parameters),
+        )
+        say("verify")
+        artifact = _verify(network, target, data, options, artifact)
+        write_manifest(artifact)
+    return replace(artifact, path=out)
+
+
+def _verify(
+    network: Network, target: Target, data: ExportData, options: ExportOptions, artifact: Artifact
+) -> Artifact:
+    """Runs the parity gate and adds its report and the golden vectors."""
+    images, labels = data.parity.images, data.parity.labels
+    reference = network.logits(images)
+    with open_runtime(target.runtime, artifact) as runtime:
+        raw = runtime.logits(images)
+        ran = f"{runtime.name} {runtime.version}"
+    tolerance = target.tolerance
+    if options.agreement is not None:
+        tolerance = replace(tolerance, top1_agreement=options.agreement)
+    report = compare(
+        reference,
+        artifact.output.decode(raw),
+        tolerance,
+        runtime=ran,
+        images_sha256=data.parity.sha256,
+        labels=labels if data.labelled else None,
+    )
+    check_parity(report, f"{artifact.name} as {target.name}")
+    few = slice(0, _GOLDEN_IMAGES)
+    write_golden(artifact.path / GOLDEN, Golden(images[few], labels[few], reference[few], raw[few]))
+    return replace(
+        artifact,
+        files=(*artifact.files, record_file(artifact.path / GOLDEN)),
+        parity=asdict(report),
+    )
+
+
+def _expected(graph: Graph) -> Expected:
+    """Kernels of the lowered graph; a pass that unties one shows up against the checkpoint's count."""
+    elements: dict[str, int] = {}
+    uses: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op in ("conv2d", "linear"):
+            elements[node.inputs[1]] = int(graph.constants[node.inputs[1]].size)
+            uses[node.inputs[1]] += 1
+    return Expected(elements, dict(uses))
+
+
+def _figures(graph: Graph, parameters: int) -> dict[str, Any]:
+    return {
+        "parameters": parameters,
+        "macs": graph.macs(),
+        "operations": dict(sorted(Counter(n.op for n in graph.nodes).items())),
+    }
+
+
+def _option_values(
+    options: ExportOptions, lowering: str, data: ExportData, *, quantized: bool
+) -> dict[str, Any]:
+    values: dict[str, Any] = {"lowering": lowering, "batch": options.batch, "seed": options.seed}
+    if quantized and data.calibration is not None:
+        values["quantization"] = asdict(options.quantization)
+        values["calibration"] = {"images": len(data.calibration), "sha256": data.calibration.sha256}
+    return values
+
+
+def _versions(exporter: Exporter) -> dict[str, str]:
+    versions = {
+        "csr-deploy": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+    for name in ("numpy", *exporter.distributions):
+        versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def artifact_directory(out: Path, network: Network, target: Target) -> Path:
+    """`<out>/<network>-<target>`."""
+    return out / f"{network.name}-{target.name}"

@@ -1,0 +1,6 @@
+"""Post-training int8 quantisation of static graphs."""
+
+from csr_deploy.quantize.scheme import QuantizedGraph, WeightQuantization
+from csr_deploy.quantize.static import QuantizeOptions, quantize
+
+__all__ = ["QuantizeOptions", "QuantizedGraph", "WeightQuantization", "quantize"]

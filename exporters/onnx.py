@@ -1,0 +1,332 @@
+"""ONNX: float32, or static int8 with explicit Q/DQ, written straight from the static graph.
+
+NCHW throughout; tied weights are one initializer; nothing but the graph is in the file: no stack traces, no
+paths, no external data. Every use of a quantised value has a DequantizeLinear of its own, as ONNX Runtime and
+TensorRT fuse a node only with dequantisations that feed nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from csr_deploy import __version__
+from csr_deploy.errors import ExportError
+from csr_deploy.exporters.base import Exporter, ModelFile, WriteRequest
+from csr_deploy.ledger import Ledger, Stored
+from csr_deploy.quantize.scheme import QMIN, QuantizedGraph
+from csr_deploy.types import Quantization, TensorSpec
+from csr_deploy.unroll.graph import Graph, Node
+
+OPSET = 17
+IR_VERSION = 8
+"""What ONNX Runtime ≥ 1.14 and TensorRT ≥ 8.6 read: old devices stay usable."""
+
+
+class OnnxWriter:
+    """Builds one ONNX model from one graph."""
+
+    def __init__(self, request: WriteRequest) -> None:
+        self.graph: Graph = request.graph
+        self.quantized: QuantizedGraph | None = request.quantized
+        self.name = request.name
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.values: dict[str, str] = {}
+        self._stored: dict[str, Stored] = {}
+        self._count = 0
+
+    def write(self) -> tuple[bytes, ModelFile]:
+        """The file's bytes and a description."""
+        graph = self.graph
+        self.values[graph.input] = "image"
+        self._quantize_value(graph.input, "image")
+        for node in graph.nodes:
+            emit = _EMITTERS.get(node.op)
+            if emit is None:
+                raise ExportError(
+                    f"ONNX export has no operation for '{node.op}'", where=node.origin or node.output
+                )
+            emit(self, node)
+        self.nodes.append(helper.make_node("Identity", [self.operand(graph.output)], ["logits"]))
+        specs = [
+            TensorSpec("image", graph.shapes[graph.input], "float32", "NCHW"),
+            TensorSpec("logits", graph.shapes[graph.output], "float32", "NC"),
+        ]
+        infos = [helper.make_tensor_value_info(s.name, TensorProto.FLOAT, s.shape) for s in specs]
+        proto = helper.make_model(
+            helper.make_graph(
+                _without_identity(self.nodes),
+                self.name,
+                infos[:1],
+                infos[1:],
+                list(self.initializers.values()),
+            ),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="csr-deploy",
+            producer_version=__version__,
+        )
+        onnx.checker.check_model(proto, full_check=True)
+        ledger = Ledger(tuple(self._stored.values()))
+        return proto.SerializeToString(deterministic=True), ModelFile(specs[0], specs[1], ledger)
+
+    # Constants
+
+    def _initializer(self, name: str, value: NDArray[Any], kind: str) -> str:
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.array(value, order="C"), name)
+            self._stored[name] = Stored(name, value.size, value.nbytes, 0, kind)
+        return name
+
+    def _table(self, values: Any) -> str:
+        array = np.asarray(values, np.int64)
+        return self._initializer(f"i64_{'_'.join(str(v) for v in array.reshape(-1))}", array, "table")
+
+    def _scale(self, q: Quantization) -> list[str]:
+        """Scale and zero point of an activation, uint8: ONNX Runtime on x86 fuses nothing else reliably."""
+        zero = q.zero_point - QMIN
+        scale = self._initializer(f"scale_{q.scale!r}", np.asarray(q.scale, np.float32), "table")
+        return [scale, self._initializer(f"zero_point_{zero}", np.asarray(zero, np.uint8), "table")]
+
+    def _used(self, name: str) -> None:
+        s = self._stored[name]
+        self._stored[name] = Stored(s.name, s.elements, s.size, s.uses + 1, s.kind)
+
+    def _weight(self, node: Node, kind: str, shape: tuple[int, ...] | None = None) -> str:
+        """The weight of a conv2d, linear or affine node; one initializer however many nodes use it."""
+        name = node.inputs[1]
+        if self.quantized is None:
+            value = self.graph.constants[name].astype(np.float32)
+            self._initializer(name, value if shape is None else value.reshape(shape), kind)
+            self._used(name)
+            return name
+        weight = self.quantized.weights[name]
+        values = weight.values if shape is None else weight.values.reshape(shape)
+        self._initializer(name, values, kind)
+        self._used(name)
+        return self._dequantize_constant(name, weight.scales, np.zeros(len(weight.scales), np.int8))
+
+    def _bias(self, node: Node) -> list[str]:
+        if self.quantized is None:
+            if len(node.inputs) < 3:
+                return []
+            bias = self.graph.constants[node.inputs[2]].astype(np.float32)
+            return [self._initializer(f"{node.output}.bias", bias, "bias")]
+        if node.output not in self.quantized.biases:
+            return []
+        values = self.quantized.biases[node.output]
+        scales = self.quantized.bias_scales(node)
+        name = self._initializer(f"{node.output}.bias", values, "bias")
+        return [self._dequantize_constant(name, scales, np.zeros(len(scales), np.int32))]
+
+    def _dequantize_constant(self, name: str, scales: NDArray[np.float32], zeros: NDArray[Any]) -> str:
+        scale = self._vector("scales", scales)
+        zero = self._initializer(f"zeros_{zeros.dtype}_{len(zeros)}", zeros, "table")
+        return self._node("DequantizeLinear", [name, scale, zero], axis=0)
+
+    def _vector(self, kind: str, values: NDArray[Any]) -> str:
+        """A table by content: the T steps of a recurrence have the same scales."""
+        digest = hashlib.sha256(values.tobytes()).hexdigest()[:12]
+        return self._initializer(f"{kind}_{digest}", values, "table")
+
+    # Values
+
+    def _fresh(self, kind: str) -> str:
+        self._count += 1
+        return f"{kind}_{self._count}"
+
+    def _node(self, op: str, inputs: list[str], **attrs: Any) -> str:
+        out = self._fresh(op.lower())
+        self.nodes.append(helper.make_node(op, inputs, [out], **attrs))
+        return out
+
+    def _quantize_value(self, value: str, name: str) -> None:
+        """Quantises a value; its uses dequantise it."""
+        if self.quantized is not None:
+            name = self._node("QuantizeLinear", [name, *self._scale(self.quantized.activations[value])])
+        self.values[value] = name
+
+    def finish(self, node: Node, name: str) -> None:
+        """Applies the node's activation and quantisation to what was computed."""
+        activation = node.attrs.get("activation")
+        if activation == "relu" and not self._clips_at_zero(node.output):
+            name = self._node("Relu", [name])
+        elif activation == "relu6":
+            name = self._relu6(name)
+        self._quantize_value(node.output, name)
+
+    def _clips_at_zero(self, value: str) -> bool:
+        """Whether quantising does what ReLU does, because the smallest integer means zero."""
+        return self.quantized is not None and self.quantized.activations[value].zero_point == QMIN
+
+    def _relu6(self, x: str) -> str:
+        bounds = [self._initializer(f"f32_{v}", np.asarray(v, np.float32), "table") for v in (0.0, 6.0)]
+        return self._node("Clip", [x, *bounds])
+
+    def operand(self, name: str) -> str:
+        """A real-valued input: a value, or a constant that stands as an operand of add or mul."""
+        if name not in self.values:
+            value = self.graph.constants[name].astype(np.float32)
+            if self.quantized is not None:
+                q = self.quantized.activations[name]
+                value = Quantization(q.scale, q.zero_point - QMIN).quantize(value, "uint8")
+            self.values[name] = self._initializer(name, value, "bias")
+        if self.quantized is None:
+            return self.values[name]
+        return self._node(
+            "DequantizeLinear", [self.values[name], *self._scale(self.quantized.activations[name])]
+        )
+
+    # Operations
+
+    def conv2d(self, node: Node) -> None:
+        """Conv."""
+        a = node.attrs
+        inputs = [self.operand(node.inputs[0]), self._weight(node, "weight"), *self._bias(node)]
+        out = self._node(
+            "Conv", inputs,
+            kernel_shape=list(self.graph.shape(node.inputs[1])[2:]), strides=list(a["stride"]),
+            pads=list(a["padding"]), dilations=list(a["dilation"]), group=a["groups"],
+        )  # fmt: skip
+        self.finish(node, out)
+
+    def affine(self, node: Node) -> None:
+        """A per-channel gain and bias as a depth-wise 1×1 Conv."""
+        shape = self.graph.shapes[node.inputs[0]]
+        if len(shape) != 4:
+            raise ExportError("a BatchNorm of a vector could not be folded", where=node.origin)
+        weight = self._weight(node, "gain", (shape[1], 1, 1, 1))
+        inputs = [self.operand(node.inputs[0]), weight, *self._bias(node)]
+        self.finish(node, self._node("Conv", inputs, kernel_shape=[1, 1], group=shape[1]))
+
+    def linear(self, node: Node) -> None:
+        """Gemm."""
+        inputs = [self.operand(node.inputs[0]), self._weight(node, "weight"), *self._bias(node)]
+        self.finish(node, self._node("Gemm", inputs, transB=1))
+
+    def elementwise(self, node: Node) -> None:
+        """Add or Mul."""
+        inputs = [self.operand(i) for i in node.inputs]
+        self.finish(node, self._node("Add" if node.op == "add" else "Mul", inputs))
+
+    def unary(self, node: Node) -> None:
+        """Stand-alone activations."""
+        x = self.operand(node.inputs[0])
+        if node.op == "relu6":
+            out = self._relu6(x)
+        elif node.op == "hard_sigmoid":
+            out = self._node("HardSigmoid", [x], alpha=1 / 6, beta=0.5)
+        else:
+            op = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hard_swish": "HardSwish"}[node.op]
+            out = self._node(op, [x])
+        self.finish(node, out)
+
+    def softmax(self, node: Node) -> None:
+        """Softmax."""
+        self.finish(node, self._node("Softmax", [self.operand(node.inputs[0])], axis=node.attrs["axis"]))
+
+    def pool(self, node: Node) -> None:
+        """MaxPool or AveragePool."""
+        a = node.attrs
+        attrs: dict[str, Any] = {"kernel_shape": list(a["kernel"]), "strides": list(a["stride"]), "pads": list(a["padding"])}
+        if node.op == "avg_pool2d":
+            attrs["count_include_pad"] = int(a["count_padding"])
+        op = "MaxPool" if node.op == "max_pool2d" else "AveragePool"
+        self.finish(node, self._node(op, [self.operand(node.inputs[0])], **attrs))
+
+    def mean_hw(self, node: Node) -> None:
+        """GlobalAveragePool."""
+        self.finish(node, self._node("GlobalAveragePool", [self.operand(node.inputs[0])]))
+
+    def slice(self, node: Node) -> None:
+        """Slice along the axes that are cut."""
+        a, shape = node.attrs, self.graph.shapes[node.inputs[0]]
+        axes = [
+            i
+            for i, size in enumerate(shape)
+            if (a["starts"][i], a["stops"][i], a["steps"][i]) != (0, size, 1)
+        ]
+        tables = [self._table([a[k][i] for i in axes]) for k in ("starts", "stops")]
+        tables += [self._table(axes), self._table([a["steps"][i] for i in axes])]
+        self.finish(node, self._node("Slice", [self.operand(node.inputs[0]), *tables]))
+
+    def pad(self, node: Node) -> None:
+        """Pad with zeros."""
+        pads = node.attrs["pads"]
+        table = self._table([p[0] for p in pads] + [p[1] for p in pads])
+        self.finish(node, self._node("Pad", [self.operand(node.inputs[0]), table]))
+
+    def concat(self, node: Node) -> None:
+        """Concat."""
+        self.finish(
+            node, self._node("Concat", [self.operand(i) for i in node.inputs], axis=node.attrs["axis"])
+        )
+
+    def reshape(self, node: Node) -> None:
+        """Reshape."""
+        table = self._table(list(node.attrs["shape"]))
+        self.finish(node, self._node("Reshape", [self.operand(node.inputs[0]), table]))
+
+    def transpose(self, node: Node) -> None:
+        """Transpose."""
+        self.finish(
+            node, self._node("Transpose", [self.operand(node.inputs[0])], perm=list(node.attrs["perm"]))
+        )
+
+
+def _without_identity(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Gives the last value the output's name, instead of a copy at run time."""
+    *body, identity = nodes
+    for node in body:
+        for index, name in enumerate(node.output):
+            if name == identity.input[0]:
+                node.output[index] = identity.output[0]
+        for index, name in enumerate(node.input):
+            if name == identity.input[0]:
+                node.input[index] = identity.output[0]
+    return body
+
+
+_EMITTERS: dict[str, Callable[[OnnxWriter, Node], None]] = {
+    "conv2d": OnnxWriter.conv2d,
+    "affine": OnnxWriter.affine,
+    "linear": OnnxWriter.linear,
+    "add": OnnxWriter.elementwise,
+    "mul": OnnxWriter.elementwise,
+    "relu": OnnxWriter.unary,
+    "relu6": OnnxWriter.unary,
+    "sigmoid": OnnxWriter.unary,
+    "tanh": OnnxWriter.unary,
+    "hard_sigmoid": OnnxWriter.unary,
+    "hard_swish": OnnxWriter.unary,
+    "softmax": OnnxWriter.softmax,
+    "max_pool2d": OnnxWriter.pool,
+    "avg_pool2d": OnnxWriter.pool,
+    "mean_hw": OnnxWriter.mean_hw,
+    "slice": OnnxWriter.slice,
+    "pad": OnnxWriter.pad,
+    "concat": OnnxWriter.concat,
+    "reshape": OnnxWriter.reshape,
+    "transpose": OnnxWriter.transpose,
+}
+
+
+def write_onnx(request: WriteRequest) -> ModelFile:
+    """Writes the model file."""
+    content, described = OnnxWriter(request).write()
+    request.path.write_bytes(content)
+    return described
+
+
+def _unchanged(graph: Graph) -> Graph:
+    return graph
+
+
+EXPORTER = Exporter(".onnx", "stepwise", _unchanged, write_onnx, ("onnx",))
