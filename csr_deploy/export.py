@@ -21,7 +21,7 @@ from csr_deploy import __version__
 from csr_deploy.artifact import GOLDEN, Artifact, Golden, record_file, write_golden, write_manifest
 from csr_deploy.atomic import atomic_directory
 from csr_deploy.checkpoint import file_sha256, load_checkpoint
-from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, open_dataset, sample
+from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, class_map, open_dataset, sample
 from csr_deploy.data.dataset import ArrayDataset
 from csr_deploy.errors import DataError, MissingDependencyError, OptionError
 from csr_deploy.exporters.base import Exporter, WriteRequest
@@ -135,12 +135,17 @@ class ExportData:
     Attributes:
         calibration: From the training split; None for targets that need none.
         parity: Not used for calibration.
-        labelled: Whether the parity labels are the network's classes.
+        labels: The network's class of each parity image, [N]; None where that is not known.
     """
 
     calibration: ImageSet | None
     parity: ImageSet
-    labelled: bool
+    labels: NDArray[np.int64] | None
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Images that were left out because they cannot be decoded, one message each."""
+        return (self.calibration.damaged if self.calibration else ()) + self.parity.damaged
 
 
 def load_export_data(
@@ -168,13 +173,13 @@ def load_export_data(
         parity = sample(
             open_dataset(_FALLBACK_DATA, "test"), network.preprocessing, options.parity_images, options.seed
         )
-        return ExportData(None, parity, labelled=False)
+        return ExportData(None, parity, None)
     train = open_dataset(source, "train")
     _check_fits(network, train)
     calibration = None
     if quantized:
         calibration = sample(train, network.preprocessing, options.calibration_images, options.seed)
-    parity = _parity_set(network, source, train, options)
+    drawn_from, parity = _parity_set(network, source, train, options)
     least = min(options.parity_images, LEAST_PARITY_IMAGES)
     if len(parity) < least:
         raise DataError(
@@ -182,23 +187,29 @@ def load_export_data(
             where=source,
             fix=f"Give more images, or lower the bar with --parity-images {len(parity)}.",
         )
-    return ExportData(calibration, parity, labelled=bool(train.classes) and bool((parity.labels >= 0).all()))
+    return ExportData(calibration, parity, _network_labels(network, drawn_from, parity))
 
 
-def _parity_set(network: Network, source: str, train: ImageDataset, options: ExportOptions) -> ImageSet:
+def _parity_set(
+    network: Network, source: str, train: ImageDataset, options: ExportOptions
+) -> tuple[ImageDataset, ImageSet]:
+    """The images of the parity gate and the set they were drawn from."""
+    count, seed = options.parity_images, options.seed
     try:
         test = open_dataset(source, "test")
     except DataError:
         # No test part: images of the training part that were not drawn for calibration.
-        return sample(
-            train,
-            network.preprocessing,
-            options.parity_images,
-            options.seed,
-            disjoint_from=options.calibration_images,
-        )
+        skip = options.calibration_images
+        return train, sample(train, network.preprocessing, count, seed, disjoint_from=skip)
     _check_fits(network, test)
-    return sample(test, network.preprocessing, options.parity_images, options.seed)
+    return test, sample(test, network.preprocessing, count, seed)
+
+
+def _network_labels(network: Network, dataset: ImageDataset, images: ImageSet) -> NDArray[np.int64] | None:
+    if not dataset.classes or set(dataset.classes) != set(network.labels):
+        return None
+    labels: NDArray[np.int64] = class_map(dataset, network.labels)[images.labels]
+    return labels
 
 
 def _check_fits(network: Network, dataset: ImageDataset) -> None:
@@ -307,7 +318,7 @@ def _verify(
     network: Network, target: Target, data: ExportData, options: ExportOptions, artifact: Artifact
 ) -> Artifact:
     """Runs the parity gate and adds its report and the golden vectors."""
-    images, labels = data.parity.images, data.parity.labels
+    images = data.parity.images
     reference = network.logits(images)
     with open_runtime(target.runtime, artifact) as runtime:
         raw = runtime.logits(images)
@@ -321,10 +332,11 @@ def _verify(
         tolerance,
         runtime=ran,
         images_sha256=data.parity.sha256,
-        labels=labels if data.labelled else None,
+        labels=data.labels,
     )
     check_parity(report, f"{artifact.name} as {target.name}")
     few = slice(0, _GOLDEN_IMAGES)
+    labels = np.full(len(images), -1, np.int64) if data.labels is None else data.labels
     write_golden(artifact.path / GOLDEN, Golden(images[few], labels[few], reference[few], raw[few]))
     return replace(
         artifact,

@@ -235,7 +235,8 @@ class OnnxWriter:
     def pool(self, node: Node) -> None:
         """MaxPool or AveragePool."""
         a = node.attrs
-        attrs: dict[str, Any] = {"kernel_shape": list(a["kernel"]), "strides": list(a["stride"]), "pads": list(a["padding"])}
+        attrs: dict[str, Any] = {"kernel_shape": list(a["kernel"]), "strides": list(a["stride"])}
+        attrs["pads"] = list(a["padding"])
         if node.op == "avg_pool2d":
             attrs["count_include_pad"] = int(a["count_padding"])
         op = "MaxPool" if node.op == "max_pool2d" else "AveragePool"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csr_deploy.cli.common import VersionOption, new_app, run, stderr, stdout
+from csr_deploy.cli.common import VersionOption, new_app, print_warning, run, stderr, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,9 +107,7 @@ def export(
     out: Annotated[Path, _OUT] = Path("artifacts"),
     calibration: Annotated[str | None, _CALIBRATION] = None,
     calibration_images: Annotated[int, typer.Option(help="Images drawn from the training split.")] = 200,
-    parity_images: Annotated[
-        int, typer.Option(help="Images of the parity gate, all others.")
-    ] = 256,
+    parity_images: Annotated[int, typer.Option(help="Images of the parity gate, all others.")] = 256,
     agreement: Annotated[float | None, _AGREEMENT] = None,
     lowering: Annotated[str, typer.Option(help="Unrolling: auto, stepwise or time-major.")] = "auto",
     ranges: Annotated[
@@ -126,7 +124,7 @@ def export(
     list_targets: Annotated[bool, typer.Option("--list-targets", help="Show every target and exit.")] = False,
     version: VersionOption = False,
 ) -> None:
-    """Exports a trained network: unrolls the recurrence, quantises, writes, and proves parity on real images."""
+    """Exports a trained network: unrolls, quantises, writes, and proves parity on real images."""
     if list_targets:
         _list_targets(as_json)
         return
@@ -191,6 +189,9 @@ def _export_all(
     rows = []
     with stderr.status("Reading images …") as status:
         data = load_export_data(network, calibration, options, quantized=any(t.quantized for t in targets))
+        if data.damaged:
+            shown = "".join(f"\n  {d}" for d in data.damaged[:5])
+            print_warning(f"{len(data.damaged)} damaged images were left out:{shown}")
         for target in targets:
             start = time.perf_counter()
             artifact = export_one(

@@ -2,6 +2,7 @@
 
 from csr_deploy.data.builtin import BUILTIN
 from csr_deploy.data.calibration import ImageSet, sample
+from csr_deploy.data.classes import class_map
 from csr_deploy.data.dataset import ArrayDataset, ImageDataset, Split, fingerprint
 from csr_deploy.data.detect import natural_preprocessing
 from csr_deploy.data.open import open_dataset
@@ -14,6 +15,7 @@ __all__ = [
     "ImageSet",
     "Preprocessing",
     "Split",
+    "class_map",
     "fingerprint",
     "fit_image",
     "natural_preprocessing",

@@ -21,12 +21,14 @@ class ImageSet:
         labels: [N] int64, -1 where unknown.
         sha256: Hash of images and labels.
         source: Where they come from, for messages.
+        damaged: Drawn but left out because they cannot be decoded, one message each.
     """
 
     images: Image
     labels: NDArray[np.int64]
     sha256: str
     source: str
+    damaged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,4 +59,4 @@ def sample(
             fix="Give more images.",
         )
     images, labels = dataset.load(preprocessing, chosen)
-    return ImageSet(images, labels, fingerprint(images, labels), dataset.name)
+    return ImageSet(images, labels, fingerprint(images, labels), dataset.name, dataset.damaged)

@@ -245,7 +245,9 @@ class _Reader:
             return
         reader = _READERS.get(target)
         if reader is None:
-            known = "Rewrite the layer with convolutions, linear layers, BatchNorm, ReLU, pooling or additions."
+            known = (
+                "Rewrite the layer with convolutions, linear layers, BatchNorm, ReLU, pooling or additions."
+            )
             raise CaptureError(f"the operation {target} is not supported", where=self.origin(node), fix=known)
         reader(self, node)
 

@@ -77,14 +77,14 @@ class Graph:
         return out
 
     def macs(self) -> int:
-        """Multiply-accumulates of convolutions and linear layers for one input."""
+        """Multiply-accumulates of convolutions and linear layers for one image."""
         total = 0
         for node in self.nodes:
             if node.op in ("conv2d", "linear"):
                 weight = self.shape(node.inputs[1])
                 out = self.shapes[node.output]
                 total += int(np.prod(out)) * int(np.prod(weight[1:]))
-        return total
+        return total // self.shapes[self.input][0]
 
 
 def build_graph(

@@ -37,7 +37,7 @@ def untrained(name: str) -> tuple[Network, ExportData, ExportOptions]:
     data = ExportData(
         sample(open_dataset("fashion-mnist", "train"), preprocessing, 64, 0),
         sample(pictures, preprocessing, 40, 0),
-        labelled=False,
+        labels=None,
     )
     # Untrained logits lie close together: what int8 must keep here is the figures below, not the ranking.
     return network, data, ExportOptions(agreement=0.0)

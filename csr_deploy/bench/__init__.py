@@ -1,0 +1,1 @@
+"""Measures networks against their backbone. Runs on the device: nothing here imports torch or an exporter."""

@@ -1,0 +1,157 @@
+"""What is to be measured and how."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from csr_deploy.artifact import MANIFEST, read_artifact
+from csr_deploy.errors import CheckpointError, OptionError
+from csr_deploy.runtimes import RuntimeOptions, find_runtime
+
+
+@dataclass(frozen=True)
+class BenchSubject:
+    """One thing to measure.
+
+    Attributes:
+        label: Its name in tables, unique in a plan.
+        path: Artifact directory or checkpoint file.
+        kind: Which of them.
+    """
+
+    label: str
+    path: Path
+    kind: Literal["artifact", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How everything in a plan is measured.
+
+    Attributes:
+        runtime: Key of `csr_deploy.runtimes.RUNTIMES`; None for each subject's own.
+        threads: Threads of the runtime.
+        kernels: "optimized", "reference", or None for what the runtime does by itself.
+        data: Image set for the accuracy: a path or the name of a built-in one; None for no accuracy.
+        limit: Most images of it, a seeded draw; None for all.
+        latency: Whether to measure latency and memory.
+        images: Inferences timed, at least, over all windows.
+        seconds: Seconds of inferences timed, at least, over all windows.
+        windows: Parts the measurement is divided into, in turns with the other subjects.
+        warmup_runs: Untimed inferences before the first window, at least.
+        warmup_seconds: Seconds of them, at least.
+        settle_runs: Untimed inferences at the start of every window, after another subject's turn.
+        memory_runs: Inferences before the memory is read.
+        quick: Whether this is a shortened measurement.
+        seed: Of the draws.
+    """
+
+    runtime: str | None = None
+    threads: int = 1
+    kernels: str | None = None
+    data: str | None = None
+    limit: int | None = None
+    latency: bool = True
+    images: int = 200
+    seconds: float = 10.0
+    windows: int = 5
+    warmup_runs: int = 10
+    warmup_seconds: float = 1.0
+    settle_runs: int = 3
+    memory_runs: int = 5
+    quick: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        RuntimeOptions(self.threads, self.kernels)
+        if self.runtime is not None:
+            find_runtime(self.runtime)
+        for name in ("images", "windows", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}", fix="Give at least 1.")
+        if self.seconds < 0:
+            raise OptionError(f"seconds is {self.seconds:g}", fix="Give 0 or more.")
+        if not self.latency and self.data is None:
+            raise OptionError(
+                "without latency and without data there is nothing to measure", fix="Give --data."
+            )
+
+
+QUICK = BenchOptions(
+    limit=500, images=30, seconds=0.3, windows=3, warmup_runs=3, warmup_seconds=0.1, quick=True
+)
+"""Options of a quick look: few inferences and few test images."""
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """Subjects, the one that the others are compared with, and options."""
+
+    subjects: tuple[BenchSubject, ...]
+    baseline: str
+    options: BenchOptions
+
+
+def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None = None) -> BenchPlan:
+    """Checks the paths and names the subjects.
+
+    Args:
+        paths: Artifact directories and checkpoint files; the first is the baseline by default.
+        options: How to measure.
+        baseline: Label or path of another baseline.
+
+    Raises:
+        ArtifactError: If a directory is no artifact or was changed.
+        CheckpointError: If a file does not exist.
+        OptionError: If there is nothing to measure or the baseline is none of the subjects.
+    """
+    if not paths:
+        raise OptionError("there is nothing to measure", fix="Name artifacts or checkpoints.")
+    found = [_find_subject(path) for path in paths]
+    counts = Counter(label for label, _ in found)
+    seen: Counter[str] = Counter()
+    subjects = []
+    for path, (label, kind) in zip(paths, found, strict=True):
+        seen[label] += 1
+        unique = f"{label}#{seen[label]}" if counts[label] > 1 else label
+        subjects.append(BenchSubject(unique, path, kind))
+    if baseline is None:
+        return BenchPlan(tuple(subjects), subjects[0].label, options)
+    named = [s for s in subjects if baseline in (s.label, str(s.path))] or [
+        s for s in subjects if Path(baseline) == s.path
+    ]
+    if not named:
+        raise OptionError(
+            f"the baseline '{baseline}' is none of the subjects",
+            fix=f"Use one of: {', '.join(s.label for s in subjects)}.",
+        )
+    return BenchPlan(tuple(subjects), named[0].label, options)
+
+
+def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"]]:
+    if path.is_dir():
+        if not (path / MANIFEST).is_file() and (path / "model.pt").is_file():
+            raise CheckpointError(
+                "is a folder, not a checkpoint",
+                where=str(path),
+                fix=f"Name the checkpoint: {path / 'model.pt'}",
+            )
+        artifact = read_artifact(path)
+        return f"{artifact.name}-{artifact.target}", "artifact"
+    if not path.is_file():
+        raise CheckpointError(
+            "does not exist",
+            where=str(path),
+            fix="Name an artifact of csr-export or a checkpoint of csr-train.",
+        )
+    if path.name == MANIFEST or (path.parent / MANIFEST).is_file():
+        raise OptionError(
+            "is a file of an artifact", where=str(path), fix=f"Name the artifact itself: {path.parent}"
+        )
+    # The usual file name, model.pt, says nothing; its folder does.
+    return (path.parent.resolve().name if path.stem == "model" else path.stem), "checkpoint"

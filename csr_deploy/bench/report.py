@@ -1,0 +1,225 @@
+"""Shows a result: a table for the terminal, Markdown, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from csr_deploy.bench.results import BenchResult, Measurement
+
+_NOTHING = "–"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _macs(value: float) -> str:
+    return f"{value / 1e6:,.1f} M"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**20:,.2f} MiB" if abs(value) >= 2**20 else f"{value / 2**10:,.1f} KiB"
+
+
+def _milliseconds(nanoseconds: float) -> str:
+    return f"{nanoseconds / 1e6:,.3f} ms"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of every subject, as text."""
+
+    name: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of a measurement.
+
+    Attributes:
+        name: What it is called.
+        part: Attribute of `Measurement` that holds it.
+        key: Attribute of that part.
+        text: How it is written.
+        relative: Whether its ratio to the baseline's is written too.
+    """
+
+    name: str
+    part: str
+    key: str
+    text: Callable[[float], str]
+    relative: bool = True
+
+    def of(self, measurement: Measurement) -> float | None:
+        """The number, None where it was not measured."""
+        value: float | None = getattr(getattr(measurement, self.part), self.key, None)
+        return value
+
+
+_SIZES = (
+    Figure("parameters", "sizes", "parameters", _count),
+    Figure("MACs", "sizes", "macs", _macs),
+    Figure("stored weights", "sizes", "weight_bytes", _bytes),
+    Figure("model file", "sizes", "file_bytes", _bytes),
+    Figure("arena", "sizes", "arena_bytes", _bytes),
+)
+_TIMES = (
+    Figure("load", "latency", "load_ns", _milliseconds),
+    Figure("first inference", "latency", "first_ns", _milliseconds),
+    Figure("latency, median of windows", "latency", "median_ns", _milliseconds, relative=False),
+)
+_PERCENTILES = tuple(
+    Figure(f"latency p{percent}", "latency", f"p{percent}_ns", _milliseconds, relative=False)
+    for percent in (50, 90, 95, 99)
+)
+_MEMORY = (
+    Figure("private memory", "memory", "private_bytes", _bytes),
+    Figure("mapped files", "memory", "mapped_bytes", _bytes),
+    Figure("peak RSS, whole process", "memory", "peak_rss_bytes", _bytes),
+)
+
+
+def rows(result: BenchResult) -> list[Row]:
+    """All figures that at least one subject has, beside those of the baseline."""
+    found = [
+        Row("runtime", tuple(_runtime(m) for m in result.measurements)),
+        _accuracy_row(result),
+        Row("same top-1 as float, at export", tuple(_parity(m) for m in result.measurements)),
+        Row("golden outputs", tuple(_golden(m) for m in result.measurements)),
+        *(_figure_row(result, figure) for figure in (*_SIZES, *_TIMES)),
+        _comparison_row(result),
+        *(_figure_row(result, figure) for figure in (*_PERCENTILES, *_MEMORY)),
+    ]
+    return [row for row in found if any(cell != _NOTHING for cell in row.cells)]
+
+
+def table(result: BenchResult) -> Table:
+    """A table for the terminal."""
+    shown = Table(caption=caption(result), caption_justify="left")
+    shown.add_column("")
+    for measurement in result.measurements:
+        shown.add_column(_heading(result, measurement), justify="right", overflow="fold")
+    for row in rows(result):
+        shown.add_row(row.name, *row.cells)
+    return shown
+
+
+def markdown(result: BenchResult) -> str:
+    """A Markdown table with the environment and notes below it."""
+    lines = [
+        _markdown_line(["", *(_heading(result, m) for m in result.measurements)]),
+        _markdown_line(["---", *("---:" for _ in result.measurements)]),
+        *(_markdown_line([row.name, *row.cells]) for row in rows(result)),
+        "",
+        *caption(result).splitlines(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(result: BenchResult) -> str:
+    """JSON with every sample."""
+    return json.dumps(result.to_json(), indent=None, sort_keys=False, allow_nan=False) + "\n"
+
+
+def caption(result: BenchResult) -> str:
+    """The machine, how it was measured, and what a reader must know."""
+    environment = result.environment
+    board = f"{environment.board}, " if environment.board else ""
+    versions = ", ".join(sorted({m.runtime_version for m in result.measurements}))
+    lines = [
+        f"{board}{environment.cpu} ({environment.machine}), {environment.cpus} CPUs; "
+        f"Python {environment.python}; {versions}."
+    ]
+    if any(m.latency for m in result.measurements):
+        threads = result.options["threads"]
+        lines.append(
+            f"Latency of one inference at batch {_batches(result)} with {threads} "
+            f"thread{'s' if threads > 1 else ''}: input array in, output array out, without preprocessing; "
+            f"subjects in turns, {result.options['windows']} windows. Private memory: what loading and "
+            "running added to a process with the runtime imported."
+        )
+    return "\n".join([*lines, *(f"Note: {note}" for note in result.notes)])
+
+
+def _batches(result: BenchResult) -> str:
+    return "/".join(str(b) for b in sorted({m.batch for m in result.measurements}))
+
+
+def _heading(result: BenchResult, measurement: Measurement) -> str:
+    is_baseline = measurement.subject == result.baseline and len(result.measurements) > 1
+    return measurement.subject + (" (baseline)" if is_baseline else "")
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _baseline(result: BenchResult) -> Measurement:
+    return next(m for m in result.measurements if m.subject == result.baseline)
+
+
+def _figure_row(result: BenchResult, figure: Figure) -> Row:
+    base = figure.of(_baseline(result)) if figure.relative else None
+    cells = []
+    for measurement in result.measurements:
+        own = figure.of(measurement)
+        if own is None:
+            cells.append(_NOTHING)
+        elif measurement.subject == result.baseline or not base or base < 0 or own < 0:
+            cells.append(figure.text(own))
+        else:
+            cells.append(f"{figure.text(own)} (×{own / base:.2f})")
+    return Row(figure.name, tuple(cells))
+
+
+def _accuracy_row(result: BenchResult) -> Row:
+    base = _baseline(result).accuracy
+    cells, counts = [], set()
+    for measurement in result.measurements:
+        accuracy = measurement.accuracy
+        if accuracy is None:
+            cells.append(_NOTHING)
+            continue
+        counts.add(accuracy.images)
+        change = ""
+        if base is not None and measurement.subject != result.baseline:
+            change = f" ({100 * (accuracy.top1 - base.top1):+.2f} points)".replace("-", "−")
+        cells.append(f"{accuracy.top1:.2%}{change}")
+    images = "/".join(f"{count:,}" for count in sorted(counts))
+    return Row(f"top-1 ({images} images)", tuple(cells))
+
+
+def _comparison_row(result: BenchResult) -> Row:
+    compared = {c.subject: f"{c.ratio:.3f} ({c.low:.3f}–{c.high:.3f})" for c in result.comparisons}
+    level = f"{result.comparisons[0].confidence:.0%}" if result.comparisons else ""
+    name = f"latency ratio ({level} interval)"
+    return Row(name, tuple(compared.get(m.subject, _NOTHING) for m in result.measurements))
+
+
+def _runtime(measurement: Measurement) -> str:
+    kernels = ", reference kernels" if measurement.kernels == "reference" else ""
+    return f"{measurement.runtime}{kernels}"
+
+
+def _parity(measurement: Measurement) -> str:
+    agreement, images = measurement.parity.get("top1_agreement"), measurement.parity.get("images")
+    if agreement is None or images is None:
+        return _NOTHING
+    return f"{agreement:.1%} of {images:,}"
+
+
+def _golden(measurement: Measurement) -> str:
+    golden = measurement.golden
+    if golden is None:
+        return _NOTHING
+    if golden.exact:
+        return f"{golden.images} equal"
+    if golden.tolerance >= 1:
+        unit = "count" if golden.max_difference == 1 else "counts"
+        return f"{golden.images} within {golden.max_difference:.0f} {unit}"
+    return f"{golden.images} within {golden.max_difference:.0e} of the range"

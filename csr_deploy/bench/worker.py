@@ -1,0 +1,224 @@
+"""The process that measures one subject, on the device.
+
+It reads one request a line from standard input, `{"do": name, "with": {…}}`, and answers each on standard
+output with any number of lines `{"progress": [done, total]}` and then `{"value": …}` or, for an error that
+the user can act on, `{"error": {"kind", "what", "where", "fix"}}`. Any other error ends the process with its
+traceback on standard error. It ends when its input does. What native libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csr_deploy.artifact import Artifact, read_artifact
+from csr_deploy.bench.accuracy import measure_accuracy
+from csr_deploy.bench.environment import read_environment, read_state
+from csr_deploy.bench.metrics import peak_rss, read_memory, release_free_memory
+from csr_deploy.errors import CsrError
+from csr_deploy.runtimes import Runtime, RuntimeOptions, open_runtime
+from csr_deploy.runtimes.golden import verify_golden
+
+if TYPE_CHECKING:
+    from csr_deploy.runtimes.torch import CheckpointSubject
+
+_TIMED_PICTURES = 16
+
+
+class Session:
+    """One worker's state; its public methods are the requests it answers.
+
+    Args:
+        emit: Called with images done and images in all while a request is worked on.
+    """
+
+    def __init__(self, emit: Callable[[int, int], None]) -> None:
+        self._emit = emit
+        self._subject: Artifact | CheckpointSubject
+        self._runtime: Runtime
+
+    def machine(self) -> dict[str, Any]:
+        """The environment."""
+        return asdict(read_environment())
+
+    def state(self) -> dict[str, Any]:
+        """The machine's state now."""
+        return asdict(read_state())
+
+    def start(
+        self, path: str, kind: str, runtime: str | None, threads: int, kernels: str | None, batch: int
+    ) -> dict[str, Any]:
+        """Reads the subject; answers what identifies it and what will run it.
+
+        Args:
+            path: Artifact directory or checkpoint file.
+            kind: "artifact" or "checkpoint".
+            runtime: See `open_runtime`.
+            threads: See `RuntimeOptions`.
+            kernels: Likewise.
+            batch: Batch size of a checkpoint; an artifact has its own.
+        """
+        if kind == "artifact":
+            artifact = read_artifact(path)
+            self._subject, sha256, target = artifact, artifact.sha256, artifact.target
+        else:
+            from csr_deploy.runtimes.torch import read_checkpoint_subject
+
+            self._subject = read_checkpoint_subject(Path(path), batch)
+            from csr_deploy.checkpoint import file_sha256
+
+            sha256, target = file_sha256(Path(path)), "checkpoint"
+        self._runtime = open_runtime(runtime, self._subject, RuntimeOptions(threads, kernels))
+        self._runtime.prepare()
+        return {
+            "network": self._subject.name,
+            "target": target,
+            "file": self._subject.model_file.name,
+            "sha256": sha256,
+            "runtime": self._runtime.name,
+            "runtime_version": self._runtime.version,
+            "kernels": self._runtime.kernels,
+            "threads": threads,
+            "batch": self._subject.input.shape[0],
+        }
+
+    def check(self) -> dict[str, Any]:
+        """Loads the model; answers its sizes, the golden check and what the export found."""
+        self._runtime.__enter__()
+        file_bytes = self._subject.model_file.stat().st_size
+        if isinstance(self._subject, Artifact):
+            golden = asdict(verify_golden(self._runtime))
+            recorded = self._subject
+            figures: Mapping[str, int | None] = {
+                "parameters": _whole(recorded.model, "parameters"),
+                "macs": _whole(recorded.model, "macs"),
+                "weight_bytes": _whole(recorded.ledger, "stored_bytes"),
+            }
+            parity = dict(recorded.parity)
+        else:
+            golden, parity = None, {}
+            figures = _checkpoint_figures(self._subject)
+        sizes = {"file_bytes": file_bytes, "arena_bytes": self._runtime.arena, **figures}
+        return {"sizes": sizes, "golden": golden, "parity": parity}
+
+    def accuracy(self, data: str, limit: int | None, seed: int) -> dict[str, Any]:
+        """Classifies a test set; after `check`."""
+        preprocessing, labels = self._subject.preprocessing, self._subject.labels
+        return asdict(measure_accuracy(self._runtime, preprocessing, labels, data, limit, seed, self._emit))
+
+    def load(self) -> dict[str, int]:
+        """Loads the model and runs it once, each timed."""
+        self._inputs = cycle(_timed_inputs(self._subject))
+        self._runtime.__enter__()
+        first = self._runtime.run(next(self._inputs)).nanoseconds
+        return {
+            "load_ns": self._runtime.load_nanoseconds,
+            "first_ns": first,
+        }
+
+    def warm_up(self, runs: int, seconds: float) -> int:
+        """Runs untimed, at least that often and that long; answers how often."""
+        return len(self._timed(runs, seconds))
+
+    def window(self, runs: int, seconds: float, settle: int) -> list[int]:
+        """Times inferences, at least that many and that long, after a few that bring the caches back."""
+        self._timed(settle, 0.0)
+        # A collection is Python's cost, not the model's, and comes at random.
+        gc.collect()
+        gc.disable()
+        try:
+            return self._timed(runs, seconds)
+        finally:
+            gc.enable()
+
+    def memory(self, runs: int) -> dict[str, Any]:
+        """Loads the model and runs it a few times; answers what that added to the process."""
+        inputs = cycle(_timed_inputs(self._subject))
+        release_free_memory()
+        before = read_memory()
+        self._runtime.__enter__()
+        for _ in range(runs):
+            self._runtime.run(next(inputs))
+        after = read_memory()
+        known = before.mapped_bytes is not None and after.mapped_bytes is not None
+        return {
+            "private_bytes": after.private_bytes - before.private_bytes,
+            "mapped_bytes": after.mapped_bytes - before.mapped_bytes if known else None,  # type: ignore[operator]
+            "peak_rss_bytes": peak_rss(),
+            "baseline_private_bytes": before.private_bytes,
+            "inferences": runs,
+            "source": after.source,
+        }
+
+    def _timed(self, runs: int, seconds: float) -> list[int]:
+        samples: list[int] = []
+        end = time.perf_counter() + seconds
+        while len(samples) < runs or time.perf_counter() < end:
+            samples.append(self._runtime.run(next(self._inputs)).nanoseconds)
+        return samples
+
+
+def _whole(values: Mapping[str, Any], key: str) -> int | None:
+    value = values.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _checkpoint_figures(subject: CheckpointSubject) -> dict[str, int]:
+    from csr_deploy.analysis import count_macs
+    from csr_deploy.checkpoint import load_checkpoint
+    from csr_deploy.models import count_parameters
+
+    model = load_checkpoint(subject.model_file).build()
+    return {
+        "parameters": count_parameters(model),
+        "macs": count_macs(model, (1, *subject.input.shape[1:])),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+    }
+
+
+def _timed_inputs(subject: Artifact | CheckpointSubject) -> list[NDArray[Any]]:
+    """Golden pictures of an artifact, noise for a checkpoint: encoded, in batches."""
+    shape = subject.preprocessing
+    if isinstance(subject, Artifact):
+        pictures = subject.golden().images[:_TIMED_PICTURES]
+    else:
+        size = (_TIMED_PICTURES, shape.height, shape.width, shape.channels)
+        pictures = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    batch = subject.input.shape[0]
+    count = max(len(pictures), batch) // batch
+    chosen = np.resize(np.arange(len(pictures)), count * batch)
+    return [subject.encode(pictures[part]) for part in np.split(chosen, count)]
+
+
+def _answer(session: Session, line: str) -> dict[str, Any]:
+    request = json.loads(line)
+    try:
+        return {"value": getattr(session, request["do"])(**request["with"])}
+    except CsrError as error:
+        kind = type(error).__name__
+        return {"error": {"kind": kind, "what": error.what, "where": error.where, "fix": error.fix}}
+
+
+def main() -> None:
+    """Answers requests until the input ends."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(reply: Mapping[str, Any]) -> None:
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+    session = Session(lambda done, total: send({"progress": [done, total]}))
+    for line in sys.stdin:
+        send(_answer(session, line))

@@ -1,0 +1,156 @@
+"""The command, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.onnx_artifact import make_artifact
+
+ROOT = Path(__file__).parents[2]
+# Like the installed command, without the working directory among the places to import from.
+START = "import sys; sys.path = [p for p in sys.path if p]; from csr_deploy.cli.bench import main; main()"
+COMMAND = [sys.executable, "-c", START]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+
+def bench(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment(),
+    )
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("cli")
+    return [make_artifact(root / name, name=name).path for name in ("backbone", "csr")]
+
+
+def test_a_table_markdown_and_json(artifacts: list[Path], image_folder: Path, tmp_path: Path) -> None:
+    # In a folder with a module that has the name of a standard one: workers must not import from there.
+    (tmp_path / "json.py").write_text("raise SystemExit('imported from the working directory')")
+    run = bench(
+        *artifacts, "--quick", "--data", image_folder, "--limit", 6, "--images", 3, "--seconds", 0,
+        "--json", "out/result.json", "--markdown", "out/result.md", cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "backbone-onnx (baseline)" in run.stdout and "100.00%" in run.stdout
+    values = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert values["quick"] and values["baseline"] == "backbone-onnx"
+    assert values["options"]["images"] == 3 and values["options"]["limit"] == 6
+    assert "| parameters | 90 | 90 (×1.00) |" in (tmp_path / "out" / "result.md").read_text()
+
+
+def test_json_on_standard_output_is_nothing_but_json(artifacts: list[Path], image_folder: Path) -> None:
+    run = bench(artifacts[0], "--no-latency", "--data", image_folder, "--limit", 3, "--json", "-")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["measurements"][0]["accuracy"]["top1"] == 1.0
+    assert "top-1 (3 images)" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: does not exist"),
+        (["{artifact}", "--runtime", "litrt"], "Did you mean litert"),
+        (["{artifact}", "--runtime", "litert"], "the litert runtime runs .tflite files, this is model.onnx"),
+        (["{artifact}", "--kernels", "reference"], "the ort runtime has no reference kernels"),
+        (["{artifact}", "--kernels", "fast"], "unknown kernels 'fast'"),
+        (["{artifact}", "--baseline", "other"], "Use one of: backbone-onnx"),
+        (["{artifact}", "--no-latency"], "nothing to measure"),
+        (["{artifact}", "--data", "nowhere"], "nowhere: does not exist"),
+        (["{artifact}", "--json", "-", "--markdown", "-"], "only one output"),
+        (["{artifact}", "--json", "{artifact}"], "is a directory"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_what_the_user_can_mend_exits_with_1(
+    artifacts: list[Path], arguments: list[str], message: str
+) -> None:
+    run = bench(*(a.format(artifact=artifacts[0]) for a in arguments))
+    assert run.returncode == 1, run.stderr
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr and run.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["x", "--threads", "0"], ["x", "--no-such-option"]], ids=str)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert bench(*arguments).returncode == 2
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in process.children():
+        try:
+            if any("csr_deploy.bench.worker" in part for part in child.cmdline()):
+                found.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def wait_for_timed_workers(process: psutil.Process) -> list[psutil.Process]:
+    """Workers of both subjects and the one that watches the machine, all three alive."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if len(found := workers_of(process)) == 3:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("the workers never started")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_stopping_leaves_no_worker(artifacts: list[Path], signal_number: signal.Signals) -> None:
+    # Windows are short, as a worker whose parent was killed notices it at the end of one.
+    run = subprocess.Popen(
+        [*COMMAND, *map(str, artifacts), "--images", "100000000" if signal_number == signal.SIGINT else "9"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    try:
+        workers = wait_for_timed_workers(psutil.Process(run.pid))
+        run.send_signal(signal_number)
+        _, messages = run.communicate(timeout=60)
+        gone, alive = psutil.wait_procs(workers, timeout=60)
+    finally:
+        run.kill()
+    assert not alive and len(gone) == 3
+    if signal_number == signal.SIGINT:
+        assert run.returncode == 130 and b"Traceback" not in messages
+
+
+def test_a_worker_that_dies_ends_the_benchmark(artifacts: list[Path]) -> None:
+    run = subprocess.Popen(
+        [*COMMAND, *map(str, artifacts), "--images", "100000000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    )
+    try:
+        workers = wait_for_timed_workers(psutil.Process(run.pid))
+        max(workers, key=lambda p: p.create_time()).kill()
+        _, messages = run.communicate(timeout=60)
+        gone, alive = psutil.wait_procs(workers, timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert "killed by SIGKILL" in messages and "Traceback" not in messages
+    assert not alive and len(gone) == 3

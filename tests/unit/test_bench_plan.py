@@ -1,0 +1,95 @@
+"""What is measured: subjects, names and options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csr_deploy.bench.plan import QUICK, BenchOptions, make_plan
+from csr_deploy.errors import ArtifactError, CheckpointError, OptionError
+from tests.onnx_artifact import make_artifact
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("plan")
+    make_artifact(root / "a", name="one")
+    make_artifact(root / "b", name="one")
+    make_artifact(root / "c", name="two")
+    for name in ("net.pt", "run/model.pt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"read later, by the worker")
+    return root
+
+
+def labels(*paths: Path) -> list[str]:
+    return [s.label for s in make_plan(paths, BenchOptions()).subjects]
+
+
+def test_labels_are_short_and_unique(folder: Path) -> None:
+    assert labels(folder / "a", folder / "c") == ["one-onnx", "two-onnx"]
+    assert labels(folder / "a", folder / "b", folder / "c") == ["one-onnx#1", "one-onnx#2", "two-onnx"]
+    assert labels(folder / "net.pt", folder / "run/model.pt") == ["net", "run"]
+
+
+def test_kinds(folder: Path) -> None:
+    plan = make_plan([folder / "a", folder / "net.pt"], BenchOptions())
+    assert [s.kind for s in plan.subjects] == ["artifact", "checkpoint"]
+
+
+def test_the_baseline_is_the_first_or_the_named(folder: Path) -> None:
+    paths = [folder / "a", folder / "c"]
+    assert make_plan(paths, BenchOptions()).baseline == "one-onnx"
+    assert make_plan(paths, BenchOptions(), "two-onnx").baseline == "two-onnx"
+    assert make_plan(paths, BenchOptions(), str(folder / "c")).baseline == "two-onnx"
+    assert make_plan(paths, BenchOptions(), f"{folder}/c/").baseline == "two-onnx"
+    with pytest.raises(OptionError, match=r"'three' is none of the subjects\nUse one of: one-onnx, two-onnx"):
+        make_plan(paths, BenchOptions(), "three")
+
+
+def test_what_cannot_be_measured_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="nothing to measure"):
+        make_plan([], BenchOptions())
+    with pytest.raises(CheckpointError, match="does not exist"):
+        make_plan([folder / "nowhere"], BenchOptions())
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        make_plan([tmp_path], BenchOptions())
+    with pytest.raises(CheckpointError, match=r"Name the checkpoint: .*model\.pt"):
+        make_plan([folder / "run"], BenchOptions())
+    for name in ("model.onnx", "manifest.json"):
+        with pytest.raises(OptionError, match=f"Name the artifact itself: {folder / 'a'}"):
+            make_plan([folder / "a" / name], BenchOptions())
+
+
+def test_a_changed_artifact_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "a")
+    artifact.model_file.write_bytes(artifact.model_file.read_bytes() + b"\0")
+    with pytest.raises(ArtifactError, match="was changed"):
+        make_plan([tmp_path / "a"], BenchOptions())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"threads": 0}, "threads is 0"),
+        ({"kernels": "fast"}, "unknown kernels"),
+        ({"runtime": "litrt"}, "Did you mean litert"),
+        ({"images": 0}, "images is 0"),
+        ({"windows": 0}, "windows is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"seconds": -1.0}, "seconds is -1"),
+        ({"latency": False}, "nothing to measure"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        BenchOptions(**values)  # type: ignore[arg-type]
+
+
+def test_quick_is_shorter_and_says_so() -> None:
+    full = BenchOptions()
+    assert QUICK.quick and not full.quick
+    assert QUICK.seconds < full.seconds and QUICK.images < full.images and QUICK.windows < full.windows
+    assert full.seconds >= 10 and full.windows == 5

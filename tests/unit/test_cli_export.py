@@ -1,0 +1,276 @@
+"""csr-export as a user meets it: results, and every bad input with its message and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from csr_deploy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from csr_deploy.data import Preprocessing
+from csr_deploy.models import architecture
+from csr_deploy.targets import TARGETS
+
+CLASSES = ("blue", "green", "red")
+
+
+def run(*arguments: str | Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from csr_deploy.cli.export import main; main()", *map(str, arguments)]
+
+    def restrict() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=restrict, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str], *says: str, code: int = 1) -> None:
+    text = " ".join((done.stderr + done.stdout).split())
+    assert done.returncode == code, text
+    assert "Traceback" not in text
+    for words in says:
+        assert words in text, text
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*")) if folder.exists() else []
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CSR network for 16×16 colour pictures of three classes that are told apart by colour alone."""
+    torch.manual_seed(0)
+    plan = architecture("resnet8", num_classes=3, modules=1, num_steps=2)
+    model = plan.build()
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    preprocessing = Preprocessing(16, 16, (0.3, 0.3, 0.3), (0.2, 0.2, 0.2))
+    save_checkpoint(path, Checkpoint(plan, model.state_dict(), CLASSES, preprocessing))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_options() -> list[str]:
+    # An untrained network's ranking means nothing: these tests are about everything else.
+    return ["--parity-images", "24", "--calibration-images", "32", "--agreement", "0"]
+
+
+def test_exports_to_several_targets(
+    checkpoint: Path, image_folder: Path, tmp_path: Path, tiny_options: Sequence[str]
+) -> None:
+    done = run(
+        checkpoint,
+        "-t",
+        "tflite-int8",
+        "-t",
+        "onnx",
+        "-c",
+        image_folder,
+        "-o",
+        tmp_path,
+        "--json",
+        *tiny_options,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [r["target"] for r in rows] == ["tflite-int8", "onnx"]
+    for row in rows:
+        folder = Path(row["artifact"])
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["files"][0]["sha256"] == row["sha256"]
+        assert manifest["parity"]["images"] == 24
+    assert manifest["labels"] == list(CLASSES)
+    calibration = json.loads((tmp_path / "tiny-tflite-int8" / "manifest.json").read_text())["options"][
+        "calibration"
+    ]
+    assert calibration["images"] == 32
+    assert len(calibration["sha256"]) == 64
+
+    again = run(checkpoint, "-t", "onnx", "-c", image_folder, "-o", tmp_path, *tiny_options)
+    refused(again, "tiny-onnx", "already exists", "--force")
+    forced = run(checkpoint, "-t", "onnx", "-c", image_folder, "-o", tmp_path, "--force", *tiny_options)
+    assert forced.returncode == 0, forced.stderr
+    assert leftovers(tmp_path / "tiny-onnx") == ["golden.npz", "manifest.json", "tiny.onnx"]
+
+
+def test_float_targets_need_no_data(checkpoint: Path, tmp_path: Path) -> None:
+    done = run(checkpoint, "-t", "tflite-fp32", "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert leftovers(tmp_path / "tiny-tflite-fp32") == ["golden.npz", "manifest.json", "tiny.tflite"]
+
+
+def test_list_targets() -> None:
+    done = run("--list-targets", "--json")
+    assert done.returncode == 0
+    assert [r["target"] for r in json.loads(done.stdout)] == list(TARGETS)
+    table = run("--list-targets")
+    assert all(name in table.stdout for name in TARGETS)
+
+
+def test_usage_errors_exit_with_2(checkpoint: Path) -> None:
+    refused(run(), "checkpoint", code=2)
+    refused(run(checkpoint), "--target", code=2)
+    refused(run("--no-such-option"), "No such option", code=2)
+
+
+def test_a_mistyped_target_gets_a_suggestion(checkpoint: Path) -> None:
+    refused(run(checkpoint, "-t", "tflite-int-8"), "unknown target 'tflite-int-8'", "tflite-int8")
+
+
+def test_int8_without_calibration_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    refused(
+        run(checkpoint, "-t", "tflite-int8", "-o", tmp_path / "o"), "needs calibration data", "--calibration"
+    )
+    assert leftovers(tmp_path) == []
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_text("not a network")
+    refused(run(path, "-t", "onnx"), str(path), "checkpoint")
+    refused(run(tmp_path / "none.pt", "-t", "onnx"), "does not exist")
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+
+    class Code:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (os.system, (f"touch {trace}",))
+
+    path = tmp_path / "model.pt"
+    torch.save({"format": "csr-deploy-checkpoint", "state": Code()}, path)
+    refused(run(path, "-t", "onnx"), "code", "refused")
+    assert not trace.exists()
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    content = checkpoint.read_bytes()
+    path = tmp_path / "model.pt"
+    path.write_bytes(content[: len(content) // 2])
+    refused(run(path, "-t", "onnx"), str(path), "damaged")
+
+
+def test_a_checkpoint_of_another_version_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["version"] = 99
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    refused(run(path, "-t", "onnx"), "version 99")
+
+
+def test_calibration_data_that_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(run(checkpoint, "-t", "tflite-int8", "-c", empty), str(empty), "no image")
+    refused(run(checkpoint, "-t", "tflite-int8", "-c", tmp_path / "gone"), "does not exist")
+    # 28×28×1 arrays for a 16×16×3 network.
+    refused(run(checkpoint, "-t", "tflite-int8", "-c", "fashion-mnist"), "[28, 28, 1]", "[16, 16, 3]")
+    other = tmp_path / "other"
+    for name in ("cat", "dog"):
+        for split in ("train", "test"):
+            (other / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(other / split / name / "0.png")
+    refused(run(checkpoint, "-t", "tflite-int8", "-c", other), "classes are not the network's")
+
+
+def test_too_few_images_for_parity(checkpoint: Path, image_folder: Path) -> None:
+    refused(run(checkpoint, "-t", "tflite-int8", "-c", image_folder), "only 24 images", "--parity-images 24")
+
+
+def test_damaged_pictures_are_named_and_refused_above_a_share(
+    checkpoint: Path, image_folder: Path, tmp_path: Path, tiny_options: Sequence[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(image_folder, damaged)
+    victim = damaged / "train" / "red" / "00.png"
+    victim.write_bytes(victim.read_bytes()[:60])
+    options = ["--parity-images", "24", "--calibration-images", "72", "--agreement", "0"]
+    done = run(checkpoint, "-t", "tflite-int8", "-c", damaged, "-o", tmp_path / "o", *options)
+    refused(done, "1 of 72 images cannot be decoded", "red/00.png")
+    assert leftovers(tmp_path / "o") == []
+
+
+def test_a_network_that_loses_parity_leaves_nothing(
+    checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    # 8 pictures of noise calibrate nothing; full agreement is demanded of an untrained network's logits.
+    plan = architecture("resnet8", num_classes=3, modules=1, num_steps=2)
+    torch.manual_seed(1)
+    model = plan.build()
+    with torch.no_grad():
+        model.fc.weight.mul_(1e-3)
+        model.fc.weight[0].mul_(1e6)
+        model.fc.bias.copy_(torch.tensor([0.0, 0.01, 0.011]))
+        model.fc.weight[0] = 0
+        model.fc.bias[0] = -1e4
+    path = tmp_path / "flat.pt"
+    save_checkpoint(
+        path, Checkpoint(plan, model.state_dict(), CLASSES, load_checkpoint(checkpoint).preprocessing)
+    )
+    options = ["--parity-images", "24", "--calibration-images", "8", "--agreement", "1"]
+    done = run(path, "-t", "tflite-int8", "-c", image_folder, "-o", tmp_path / "o", *options)
+    refused(done, "differs from the checkpoint on 24 images", "Nothing was written")
+    assert leftovers(tmp_path / "o") == []
+
+
+def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    # A limit on file size is what a process meets on a full disk: a write that fails half way.
+    done = run(checkpoint, "-t", "onnx", "-o", tmp_path / "o", limit=100_000)
+    refused(done, "tiny-onnx", "cannot be written")
+    assert leftovers(tmp_path / "o") == []
+
+
+def test_an_interrupt_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    code = "from csr_deploy.cli.export import main; main()"
+    command = [sys.executable, "-c", code, str(checkpoint), "-o", str(tmp_path / "o")]
+    for name in TARGETS:
+        if not TARGETS[name].quantized:
+            command += ["-t", name]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not leftovers(tmp_path / "o") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    for folder in (tmp_path / "o").iterdir():
+        assert not folder.name.startswith("."), "a half artifact was left"
+        assert (folder / "manifest.json").exists()
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from csr_deploy import targets
+    from csr_deploy.errors import MissingDependencyError
+    from csr_deploy.export import find_exporter
+
+    found = targets.importlib.util.find_spec
+    monkeypatch.setattr(
+        targets.importlib.util, "find_spec", lambda name: None if name == "onnx" else found(name)
+    )
+    with pytest.raises(MissingDependencyError, match=r"pip install 'csr-deploy\[export\]'"):
+        find_exporter(TARGETS["onnx"])
+
+
+def test_a_zip_of_pictures_calibrates(
+    checkpoint: Path, image_folder: Path, tmp_path: Path, tiny_options: Sequence[str]
+) -> None:
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for picture in sorted(image_folder.rglob("*.png")):
+            file.write(picture, picture.relative_to(image_folder))
+    done = run(checkpoint, "-t", "onnx-int8", "-c", path, "-o", tmp_path / "o", *tiny_options)
+    assert done.returncode == 0, done.stderr

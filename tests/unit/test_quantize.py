@@ -1,0 +1,109 @@
+"""Int8 quantisation: the specification, the ranges, the biases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csr_deploy.data import Preprocessing
+from csr_deploy.errors import OptionError
+from csr_deploy.exporters.tflite_legalise import legalise
+from csr_deploy.quantize import QuantizedGraph, QuantizeOptions, quantize
+from csr_deploy.quantize.ranges import Statistics
+from csr_deploy.quantize.scheme import SAME_SCALE_OPS, activation_quantization, quantize_weight
+from csr_deploy.types import Quantization
+from csr_deploy.unroll.lowering import unroll
+from tests.networks import NETWORKS
+
+FLOATS = st.floats(-1e4, 1e4, allow_nan=False, width=32)
+
+
+@given(low=FLOATS, high=FLOATS)
+def test_activations_represent_zero_exactly_and_cover_the_range(low: float, high: float) -> None:
+    low, high = min(low, high), max(low, high)
+    q = activation_quantization(low, high)
+    assert -128 <= q.zero_point <= 127
+    assert q.dequantize(q.quantize(np.zeros(1, np.float32), "int8"))[0] == 0
+    ends = np.asarray([min(low, 0.0), max(high, 0.0)], np.float32)
+    back = q.dequantize(q.quantize(ends, "int8"))
+    assert np.abs(back - ends).max() <= q.scale * 1.001
+
+
+@given(st.lists(FLOATS, min_size=4, max_size=24))
+def test_weights_are_symmetric_and_off_by_half_a_step_at_most(values: list[float]) -> None:
+    weight = np.asarray(values[: len(values) // 2 * 2], np.float64).reshape(2, -1)
+    q = quantize_weight(weight)
+    assert q.values.min() >= -127
+    error = np.abs(q.dequantize() - weight)
+    assert (error <= q.scales[:, None] * 0.5001 + 1e-30).all()
+
+
+def test_one_outlier_does_not_set_the_range() -> None:
+    statistics = Statistics()
+    values = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).relu_()
+    values[0] = 12.0
+    statistics.observe(values, torch.Generator().manual_seed(0))
+    statistics.samples = [values.numpy()]
+    assert statistics.least_squares().scale < 0.8 * statistics.min_max().scale
+
+
+def test_rounding_is_half_away_from_zero() -> None:
+    q = Quantization(1.0, 0)
+    assert q.quantize(np.asarray([0.5, -0.5, 1.5, 2.5, 300], np.float32), "int8").tolist() == [
+        1,
+        -1,
+        2,
+        3,
+        127,
+    ]
+
+
+def test_unknown_ranges() -> None:
+    with pytest.raises(OptionError, match="min-max"):
+        QuantizeOptions(ranges="best")
+
+
+@pytest.fixture(scope="module", params=["odd", "resnet20-5x3"])
+def quantized(request: pytest.FixtureRequest) -> QuantizedGraph:
+    build, (channels, height, width) = NETWORKS[request.param]
+    graph = legalise(unroll(build(), (1, channels, height, width)))
+    x = torch.randn(16, channels, height, width, generator=torch.Generator().manual_seed(0))
+    preprocessing = Preprocessing(height, width, (0.5,) * channels, (0.25,) * channels)
+    return quantize(graph, [x], preprocessing, QuantizeOptions())
+
+
+def test_the_specification_holds(quantized: QuantizedGraph) -> None:
+    graph = quantized.graph
+    for node in graph.nodes:
+        out = quantized.activations[node.output]
+        if node.op in SAME_SCALE_OPS:
+            assert all(quantized.activations[i] == out for i in node.inputs)
+        if node.op in ("sigmoid", "tanh", "softmax"):
+            assert out.scale in (1 / 256, 1 / 128)
+    assert {n.inputs[1] for n in graph.nodes if n.op in ("conv2d", "affine")} == set(quantized.weights)
+    assert all(b.dtype == np.int32 for b in quantized.biases.values())
+
+
+def test_every_step_has_a_bias_of_its_own_and_the_weights_stay_tied(quantized: QuantizedGraph) -> None:
+    shared: dict[str, list[str]] = {}
+    for node in quantized.graph.nodes:
+        if node.op == "conv2d" and ".cell." in node.inputs[1]:
+            shared.setdefault(node.inputs[1], []).append(node.output)
+    repeated = {w: outs for w, outs in shared.items() if len(outs) > 1}
+    assert repeated
+    for weight, outputs in repeated.items():
+        assert weight in quantized.weights
+        assert sum(o in quantized.biases for o in outputs) > 0
+
+
+def test_quantising_twice_gives_the_same_integers() -> None:
+    build, (channels, height, width) = NETWORKS["odd"]
+    graph = legalise(unroll(build(), (1, channels, height, width)))
+    x = torch.randn(8, channels, height, width, generator=torch.Generator().manual_seed(0))
+    preprocessing = Preprocessing(height, width, (0.5,) * channels, (0.25,) * channels)
+    first, second = (quantize(graph, [x], preprocessing, QuantizeOptions(seed=3)) for _ in range(2))
+    assert first.activations == second.activations
+    assert all(np.array_equal(first.biases[k], second.biases[k]) for k in first.biases)
