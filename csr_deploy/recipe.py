@@ -100,12 +100,10 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(epochs=300),
     "paper-imagenet": Recipe(epochs=40, schedule="tenth", decay_every=10),
     "short": Recipe(
-        epochs=10,
-        batch_size=64,
+        epochs=13,
         schedule="one-cycle",
-        learning_rate=0.1,
+        learning_rate=0.2,
         nesterov=True,
-        progressive=True,
         label_smoothing=0.05,
     ),
 }

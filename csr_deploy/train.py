@@ -28,6 +28,7 @@ from csr_deploy.curve import EpochRecord, write_curve
 from csr_deploy.data import ImageDataset, Preprocessing, Split, fingerprint
 from csr_deploy.distributed import World, joined_world
 from csr_deploy.errors import CheckpointError, DataError, ModelError, OptionError
+from csr_deploy.inherit import freeze, inherit
 from csr_deploy.models import Architecture
 from csr_deploy.recipe import RECIPES, Recipe
 
@@ -55,6 +56,12 @@ class TrainingData:
     preprocessing: Preprocessing
     source: str
     damaged: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """[1, C, H, W] of one picture."""
+        p = self.preprocessing
+        return (1, p.channels, p.height, p.width)
 
 
 def prepare_data(
@@ -119,7 +126,7 @@ def prepare_data(
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Where and how a run computes; but for the seed, this changes what is learnt by rounding only.
+    """Where and how a run computes; but for seed and start, this changes what is learnt by rounding only.
 
     Attributes:
         out: Directory of the run.
@@ -128,6 +135,9 @@ class TrainOptions:
         bf16: bfloat16 autocast.
         channels_last: Memory format of the network.
         resume: Continue the run in `out`.
+        init: Checkpoint whose weights the run starts from: of the same network, or of the backbone of a CSR
+            network, which then takes over the layers ahead of its first CSR-Conv.
+        freeze: Do not train what was taken over from `init`.
     """
 
     out: Path
@@ -136,6 +146,8 @@ class TrainOptions:
     bf16: bool = True
     channels_last: bool = True
     resume: bool = False
+    init: Path | None = None
+    freeze: bool = False
 
     def __post_init__(self) -> None:
         """Checks the seed.
@@ -145,6 +157,8 @@ class TrainOptions:
         """
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"seed {self.seed} is out of range", fix="Give a number from 0 to 2^63 − 1.")
+        if self.freeze and self.init is None:
+            raise OptionError("there is nothing to freeze without a start", fix="Give --init as well.")
 
 
 _RESUME, _MODEL = "resume.pt", "model.pt"
@@ -240,7 +254,18 @@ class _Run:
             # Otherwise cuDNN may add in another order after --resume.
             torch.backends.cudnn.deterministic = True
         torch.manual_seed(options.seed)
-        model = architecture.build().to(self.device)
+        model = architecture.build()
+        self.origin = inherit(model, options.init, data.input_shape) if options.init else None
+        self.frozen: list[nn.Module] = []
+        if self.origin and options.freeze:
+            if self.origin.complete:
+                raise OptionError(
+                    "the whole network was taken over, so nothing would be trained",
+                    where=str(options.init),
+                    fix="Leave out --freeze.",
+                )
+            self.frozen = freeze(model, self.origin.modules)
+        model = model.to(self.device)
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model
@@ -265,6 +290,9 @@ class _Run:
             "processes": world.size,
             "bf16": options.bf16,
         }
+        if self.origin:
+            self.identity["init_sha256"] = self.origin.source["sha256"]
+            self.identity["freeze"] = options.freeze
 
     @property
     def _resume_file(self) -> Path:
@@ -331,6 +359,8 @@ class _Run:
 
     def _epoch(self, epoch: int, on_step: Progress | None) -> tuple[float, float]:
         self.forward.train()
+        for module in self.frozen:
+            module.eval()
         total_loss = total_hits = seen = 0.0
         running = 0.0
         for step, (x, y) in enumerate(self._batches(epoch)):
@@ -418,6 +448,7 @@ class _Run:
             "damaged_images": len(self.data.damaged),
             "data_sha256": self.identity["data_sha256"],
             "bf16": self.options.bf16,
+            "init": self.origin.record(frozen=self.options.freeze) if self.origin else None,
             "processes": self.world.size,
             "seconds": round(sum(r.seconds for r in self.records), 1),
             "curve": [asdict(r) for r in self.records],
@@ -527,10 +558,11 @@ def _mix(seed: int, epoch: int, stream: int) -> int:
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """All parameters decayed alike (the paper), or BatchNorm and biases exempt (one-cycle)."""
+    learning = [p for p in model.parameters() if p.requires_grad]
     if recipe.schedule != "one-cycle":
-        return [{"params": list(model.parameters()), "weight_decay": recipe.weight_decay}]
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    exempt = [p for p in model.parameters() if p.ndim <= 1]
+        return [{"params": learning, "weight_decay": recipe.weight_decay}]
+    decayed = [p for p in learning if p.ndim > 1]
+    exempt = [p for p in learning if p.ndim <= 1]
     return [
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": exempt, "weight_decay": 0.0},

@@ -67,16 +67,16 @@ def _summary(artifact: Artifact, seconds: float) -> dict[str, Any]:
     }
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def _show(rows: list[dict[str, Any]], out: Path) -> None:
     from rich.table import Table
 
-    table = Table()
+    table = Table(title=f"Artifacts in {out}", title_justify="left")
     table.add_column("Artifact", overflow="fold")
     for column in ("Bytes", "B/param", "Top-1 = float", "Error/range", "Time"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["artifact"],
+            Path(row["artifact"]).name,
             f"{row['bytes']:,}",
             f"{row['bytes'] / row['parameters']:.2f}",
             f"{row['top1_agreement']:.1%} of {row['parity_images']}",
@@ -207,7 +207,7 @@ def _export_all(
     if as_json:
         stdout.print_json(json.dumps(rows))
     else:
-        _show(rows)
+        _show(rows, out)
 
 
 def main() -> None:

@@ -77,6 +77,17 @@ def train(
         Path | None, typer.Option("--out", "-o", help="Directory of the run.", show_default="runs/NETWORK")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, exactly.")] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from this checkpoint: of the same network, or of the backbone, whose layers ahead of "
+            "the first CSR-Conv are then taken over.",
+            show_default=False,
+        ),
+    ] = None,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Do not train the layers taken over from --init.")
+    ] = False,
     recipe: Annotated[
         RecipeName,
         typer.Option(
@@ -169,6 +180,8 @@ def train(
         native_bf16(where) if bf16 is None else bf16,
         channels_last,
         resume,
+        init,
+        freeze,
     )
     if is_main_process():
         training.check_out(options)

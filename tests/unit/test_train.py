@@ -404,3 +404,65 @@ def test_curves_read_and_write(tmp_path: Path) -> None:
         read_curve(tmp_path / "none.csv")
     with pytest.raises(ExportError):
         write_curve(path / "below.csv", records)
+
+
+def _small_data(channels: int = 3) -> TrainingData:
+    random = np.random.default_rng(0)
+    labels = np.arange(64) % 2
+    images = random.integers(0, 100, (64, 16, 16, channels)).astype(np.uint8)
+    images[labels == 1] += 120
+    return TrainingData(
+        images, labels, images[:16], labels[:16], ("dark", "light"), Preprocessing.from_images(images), "test"
+    )
+
+
+_BRIEF = Recipe(epochs=2, batch_size=16, schedule="one-cycle", learning_rate=0.05)
+
+
+def test_a_csr_network_takes_over_the_layers_ahead_of_its_first_csr_conv(tmp_path: Path) -> None:
+    data = _small_data()
+    backbone = architecture("resnet8", num_classes=2)
+    train(backbone, _BRIEF, data, TrainOptions(tmp_path / "backbone"))
+    source = tmp_path / "backbone" / "model.pt"
+    plan = architecture("resnet8", num_classes=2, modules=1, num_steps=2)
+    options = TrainOptions(tmp_path / "csr", init=source, freeze=True)
+    trained = train(plan, _BRIEF, data, options)
+    first, last = load_checkpoint(source).state, trained.state
+    ahead = [k for k in first if k.startswith(("conv1", "bn1", "layer1", "layer2"))]
+    assert ahead
+    assert all(torch.equal(first[k], last[k]) for k in ahead), "frozen, BatchNorm statistics too"
+    assert not torch.equal(first["fc.weight"], last["fc.weight"]), (
+        "behind the CSR-Convs nothing is taken over"
+    )
+    record = trained.training["init"]
+    assert record["frozen"]
+    assert "layer2.0.conv2" in record["modules"]
+    assert not any(m.startswith(("layer3", "fc")) for m in record["modules"])
+
+    again = train(plan, _BRIEF, data, TrainOptions(tmp_path / "free", init=source))
+    assert not torch.equal(first["conv1.weight"], again.state["conv1.weight"])
+
+
+def test_a_run_starts_from_a_checkpoint_of_the_same_network(tmp_path: Path) -> None:
+    data = _small_data()
+    plan = architecture("resnet8", num_classes=2, modules=1, num_steps=2)
+    train(plan, _BRIEF, data, TrainOptions(tmp_path / "first"))
+    source = tmp_path / "first" / "model.pt"
+    still = replace(_BRIEF, epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    trained = train(plan, still, data, TrainOptions(tmp_path / "second", init=source))
+    before = load_checkpoint(source).state
+    weights = [k for k in before if k.endswith((".v", ".u", "weight"))]
+    assert all(torch.allclose(before[k], trained.state[k], atol=1e-6) for k in weights)
+    assert trained.training["init"]["complete"]
+    with pytest.raises(OptionError, match="nothing would be trained"):
+        train(plan, still, data, TrainOptions(tmp_path / "third", init=source, freeze=True))
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    gray = _small_data(channels=1)
+    train(architecture("resnet8", 2, 1), _BRIEF, gray, TrainOptions(tmp_path / "gray"))
+    with pytest.raises(CheckpointError, match="first layers"):
+        options = TrainOptions(tmp_path / "rgb", init=tmp_path / "gray" / "model.pt")
+        train(architecture("resnet8", 2, 3), _BRIEF, _small_data(), options)
+    with pytest.raises(OptionError, match="--init"):
+        TrainOptions(tmp_path / "x", freeze=True)
