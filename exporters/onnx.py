@@ -200,8 +200,6 @@ class OnnxWriter:
     def affine(self, node: Node) -> None:
         """A per-channel gain and bias as a depth-wise 1×1 Conv."""
         shape = self.graph.shapes[node.inputs[0]]
-        if len(shape) != 4:
-            raise ExportError("a BatchNorm of a vector could not be folded", where=node.origin)
         weight = self._weight(node, "gain", (shape[1], 1, 1, 1))
         inputs = [self.operand(node.inputs[0]), weight, *self._bias(node)]
         self.finish(node, self._node("Conv", inputs, kernel_shape=[1, 1], group=shape[1]))

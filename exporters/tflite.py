@@ -267,8 +267,6 @@ class TfliteWriter:
 
     def affine(self, node: Node) -> None:
         """A per-channel gain and bias as a 1×1 DEPTHWISE_CONV_2D, which carries the activation."""
-        if len(self.graph.shapes[node.inputs[0]]) != 4:
-            raise ExportError("a BatchNorm of a vector could not be folded", where=node.origin)
         options = schema.DepthwiseConv2DOptionsT()
         options.padding = schema.Padding.VALID
         options.strideH = options.strideW = options.depthMultiplier = 1

@@ -55,7 +55,9 @@ class Odd(nn.Module):
         self.average = nn.AvgPool2d(3, 1, 1)
         self.gate = nn.Conv2d(17, 17, 1)
         self.dropout = nn.Dropout(0.5)
-        self.head = nn.Linear(17 * 3 * 2, 5)
+        self.hidden = nn.Linear(17 * 3 * 2, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.head = nn.Linear(12, 5)
         csrify(self, ["csr"], 4, channel_fill="wrap")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +69,9 @@ class Odd(nn.Module):
         x = self.average(self.csr(x))
         x = x * nn.functional.hardsigmoid(self.gate(x.mean((2, 3), keepdim=True)))
         x = nn.functional.adaptive_avg_pool2d(torch.tanh(x), (3, 2))
-        out: Tensor = self.head(self.dropout(x).flatten(1))
+        # Behind a ReLU a BatchNorm cannot be folded into the linear layer.
+        x = self.norm(torch.relu(self.hidden(self.dropout(x).flatten(1))))
+        out: Tensor = self.head(x)
         return out
 
 

@@ -8,6 +8,7 @@ arises (after Nagel et al. 2019, section 4.2, applied node by node).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,9 @@ from csr_deploy.unroll.graph import Graph, Node
 
 WEIGHTED_OPS = ("conv2d", "linear", "affine")
 RANGES = ("least-squares", "min-max")
+_LEAST_IMAGES = 16
+_MOST_VALUES = 64_000_000
+"""Of one activation over all images that bias correction uses, 256 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,9 @@ def _biases(
             if node.op in WEIGHTED_OPS and len(node.inputs) > 2:
                 biases[node.output] = _integer_bias(_float_bias(graph, node), quantized.bias_scales(node))
         return biases
-    x = torch.cat(list(calibration))
+    # Every image goes through one node before the next node is met: what is held at once is bounded here.
+    largest = max(math.prod(shape[1:]) for shape in graph.shapes.values())
+    x = torch.cat(list(calibration))[: max(_LEAST_IMAGES, _MOST_VALUES // largest)]
     exact_constants = torch_constants(graph, torch.float32)
     rounded_constants = dict(exact_constants)
     for name, weight in quantized.weights.items():

@@ -13,6 +13,7 @@ from csr_deploy.unroll.ops import Shape
 from csr_deploy.unroll.passes.absorb_truncation import absorb_truncation
 from csr_deploy.unroll.passes.fold_affine import fold_affine
 from csr_deploy.unroll.passes.fuse_activation import fuse_activation
+from csr_deploy.unroll.passes.lift_vectors import lift_vectors
 from csr_deploy.unroll.passes.simplify import simplify
 from csr_deploy.unroll.passes.unroll import unroll_stepwise, unroll_time_major
 
@@ -27,6 +28,7 @@ OPTIMISATIONS: tuple[Pass, ...] = (
     simplify,
     fold_affine,
     fuse_activation,
+    lift_vectors,
     simplify,
 )
 

@@ -144,7 +144,7 @@ def test_damaged_images_are_named(csr_train: Run, tmp_path: Path, image_folder: 
         (["-n", "resnet8", "--device", "cuda:7"], 1, "--device: device 'cuda:7' asked for"),
         (["-n", "resnet8", "--lr", "-1"], 1, "learning_rate = -1.0 makes no sense"),
         (["-n", "resnet8", "--resume"], 1, "holds no run to resume"),
-        (["-n", "vgg16"], 1, "vgg16 cannot take training crops of 12×12"),
+        (["-n", "vgg16", "--progressive"], 1, "vgg16 cannot take training crops of 12×12"),
         (["-n", "resnet8", "--recipe", "long"], 2, "'long' is not one of"),
         (["-n", "resnet8", "--image-size", "0x3"], 2, "'0x3' is no size"),
         (["-n", "resnet8", "--epochs", "0"], 2, "--epochs"),

@@ -1,0 +1,77 @@
+"""The shipped CIFAR-10 networks: int8 within its limits, and the same integers in every runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csr_deploy.artifact import Artifact
+from csr_deploy.data import ImageSet, class_map, open_dataset, sample
+from csr_deploy.export import ExportOptions, Network, export, load_export_data
+from csr_deploy.runtimes import RuntimeOptions, open_runtime
+from csr_deploy.targets import TARGETS
+
+MODELS = Path(__file__).parents[2] / "demos" / "models"
+NETWORKS = sorted(p for p in MODELS.glob("*.pt") if not p.name.startswith("fashion-"))
+LARGEST_DROP = {"resnet56": 0.005, "resnet56-csr2": 0.010}
+"""Top-1 of int8 below float on all 10,000 test images."""
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda p: p.stem)
+def network(request: pytest.FixtureRequest) -> Network:
+    return Network.from_checkpoint(request.param)
+
+
+@pytest.fixture(scope="module")
+def artifact(network: Network, cifar10_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    options = ExportOptions()
+    data = load_export_data(network, str(cifar10_path), options, quantized=True)
+    out = tmp_path_factory.mktemp("cifar10") / network.name
+    return export(network, TARGETS["tflite-int8"], data, out, options)
+
+
+@pytest.fixture(scope="module")
+def few(network: Network, cifar10_path: Path) -> ImageSet:
+    return sample(open_dataset(cifar10_path, "test"), network.preprocessing, 200, 5)
+
+
+def test_both_networks_are_shipped() -> None:
+    assert {p.stem for p in NETWORKS} >= set(LARGEST_DROP)
+
+
+def test_the_gate_was_passed_on_real_pictures(artifact: Artifact) -> None:
+    assert artifact.parity["images"] >= 200
+    assert artifact.parity["top1_agreement"] >= 0.95
+    assert artifact.ledger["weight_elements"] <= artifact.ledger["checkpoint_parameters"]
+
+
+def equal_in_both(artifact: Artifact, images: np.ndarray) -> None:
+    with open_runtime("litert", artifact, RuntimeOptions(kernels="reference")) as runtime:
+        expected = runtime.logits(images)
+    with open_runtime("tflm", artifact) as micro:
+        assert np.array_equal(micro.logits(images), expected)
+
+
+def test_the_same_integers_in_reference_kernels_and_tflite_micro(artifact: Artifact, few: ImageSet) -> None:
+    equal_in_both(artifact, few.images[:10])
+
+
+@pytest.mark.full
+def test_the_same_integers_on_200_images(artifact: Artifact, few: ImageSet) -> None:
+    equal_in_both(artifact, few.images)
+
+
+@pytest.mark.full
+def test_accuracy_on_all_test_images(network: Network, artifact: Artifact, cifar10_path: Path) -> None:
+    dataset = open_dataset(cifar10_path, "test")
+    images, labels = dataset.load(network.preprocessing)
+    labels = class_map(dataset, network.labels)[labels]
+    assert len(labels) == 10_000
+    exact = float((network.logits(images).argmax(1) == labels).mean())
+    with open_runtime(None, artifact) as runtime:
+        integer = float((runtime.logits(images).argmax(1) == labels).mean())
+    # Training evaluates in bfloat16 where the CPU has it, so the record may be off by a few pictures.
+    assert abs(exact - network.source["metrics"]["test_top1"]) <= 0.002
+    assert exact - integer <= LARGEST_DROP[network.name]
