@@ -288,6 +288,7 @@ def export(
             normalized = torch.from_numpy(network.preprocessing.normalize(data.calibration.images))
             batches = list(torch.split(normalized, _BATCH))
             quantized = quantize(graph, batches, network.preprocessing, options.quantization)
+            graph = quantized.graph
         say("write")
         path = folder / f"{network.name}{exporter.suffix}"
         written = exporter.write(WriteRequest(graph, quantized, target.weight_bits, path, network.name))

@@ -64,7 +64,7 @@ class Odd(nn.Module):
         x = self.pool(self.stem(x))
         x = nn.functional.hardswish(self.grouped(x)) + 0.5
         left, right = self.depthwise(x).chunk(2, dim=1)
-        y = nn.functional.silu(self.dilated(torch.cat([left, right], 1)))
+        y = nn.functional.silu(self.dilated(torch.cat([torch.sigmoid(left), right], 1)))
         x = torch.cat([y, x[:, :12]], 1)
         x = self.average(self.csr(x))
         x = x * nn.functional.hardsigmoid(self.gate(x.mean((2, 3), keepdim=True)))

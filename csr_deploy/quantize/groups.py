@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from csr_deploy.quantize.scheme import FIXED_OUTPUT, SAME_SCALE_OPS
-from csr_deploy.unroll.graph import Graph
+from csr_deploy.unroll.graph import Graph, GraphEditor
 
 
 def scale_groups(graph: Graph) -> dict[str, str]:
@@ -22,6 +26,31 @@ def scale_groups(graph: Graph) -> dict[str, str]:
                 if name in parent:
                     parent[find(name)] = find(node.output)
     return {name: find(name) for name in graph.shapes}
+
+
+def separate_fixed_scales(graph: Graph) -> Graph:
+    """Gives a value of prescribed scale a scale of its own choice before it joins a concatenation.
+
+    A sigmoid ends at 1 by specification; without this, what it is joined with would be clipped there.
+    """
+    fixed = {n.output for n in graph.nodes if n.op in FIXED_OUTPUT}
+    if not any(n.op == "concat" and fixed.intersection(n.inputs) for n in graph.nodes):
+        return graph
+    editor = GraphEditor(graph)
+    freed: dict[str, str] = {}
+    for node in editor:
+        inputs = list(node.inputs)
+        for position, name in enumerate(inputs):
+            shape = editor.shape(name)
+            if node.op != "concat" or name not in fixed or len(shape) != 4:
+                continue
+            if name not in freed:
+                gain = editor.constant(f"{name}.one", np.ones(shape[1]))
+                bias = editor.constant(f"{name}.zero", np.zeros(shape[1]))
+                freed[name] = editor.add("affine", [name, gain, bias], f"{name}.free", "", activation=None)
+            inputs[position] = freed[name]
+        editor.keep(replace(node, inputs=tuple(inputs)))
+    return editor.done()
 
 
 def fixed_groups(graph: Graph, groups: dict[str, str]) -> dict[str, str]:

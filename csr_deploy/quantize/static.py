@@ -19,7 +19,7 @@ from torch import Tensor
 
 from csr_deploy.data import Preprocessing
 from csr_deploy.errors import OptionError
-from csr_deploy.quantize.groups import fixed_groups, scale_groups
+from csr_deploy.quantize.groups import fixed_groups, scale_groups, separate_fixed_scales
 from csr_deploy.quantize.ranges import Statistics, collect
 from csr_deploy.quantize.scheme import (
     FIXED_OUTPUT,
@@ -65,11 +65,12 @@ def quantize(
     """Quantises a static graph.
 
     Args:
-        graph: Lowered float graph.
+        graph: Lowered float graph; the result's may have nodes that change a scale.
         calibration: Batches [N, C, H, W] float32 of normalised calibration images.
         preprocessing: Gives the exact range of the input.
         options: How.
     """
+    graph = separate_fixed_scales(graph)
     groups = scale_groups(graph)
     found = collect(graph, calibration, groups, options.seed)
     scales = _choose(graph, groups, found, preprocessing, options)
@@ -114,7 +115,12 @@ def _choose(
                 (np.array([0.0, 1.0]) - m) / s
                 for m, s in zip(preprocessing.mean, preprocessing.std, strict=True)
             ]
-            out[group] = activation_quantization(float(np.min(bounds)), float(np.max(bounds)))
+            # Exact for the picture, and wide enough for what else may have been joined to it.
+            low, high = (
+                min(float(np.min(bounds)), statistics.low),
+                max(float(np.max(bounds)), statistics.high),
+            )
+            out[group] = activation_quantization(low, high)
         elif group == groups[graph.output] or options.ranges == "min-max":
             # Clipping logits would tie the classes that matter most.
             out[group] = statistics.min_max()

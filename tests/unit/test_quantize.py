@@ -99,6 +99,14 @@ def test_every_step_has_a_bias_of_its_own_and_the_weights_stay_tied(quantized: Q
         assert sum(o in quantized.biases for o in outputs) > 0
 
 
+def test_a_sigmoid_does_not_clip_what_it_is_joined_with(quantized: QuantizedGraph) -> None:
+    graph = quantized.graph
+    producers = graph.producers()
+    for node in graph.nodes:
+        if node.op == "concat":
+            assert not any(producers[i].op == "sigmoid" for i in node.inputs if i in producers)
+
+
 def test_quantising_twice_gives_the_same_integers() -> None:
     build, (channels, height, width) = NETWORKS["odd"]
     graph = legalise(unroll(build(), (1, channels, height, width)))

@@ -38,7 +38,9 @@ class _Absorber:
     def run(self) -> Graph:
         for node in self.editor:
             cut = self.cuts.get(node.inputs[0])
-            if not (_is_cut(node, self.graph) and self._start(node, cut)) and not self._carry(node, cut):
+            if self._is_cut(node):
+                self._start(node, cut)
+            elif not self._carry(node, cut):
                 self._keep(node)
         if self.graph.output in self.cuts:
             self._explicit(self.graph.output)
@@ -58,12 +60,18 @@ class _Absorber:
         inputs = tuple(self._explicit(i) if i in self.cuts else self.editor.resolve(i) for i in node.inputs)
         self.editor.keep(Node(node.op, inputs, node.output, node.attrs, node.origin))
 
-    def _start(self, node: Node, cut: _Cut | None) -> bool:
-        size = node.attrs["stops"][1]
-        self.cuts[node.output] = (
-            _Cut(node.inputs[0], size, False) if cut is None else _Cut(cut.whole, size, False)
-        )
-        return True
+    def _is_cut(self, node: Node) -> bool:
+        """Whether a node keeps the first channels and everything else."""
+        if node.op != "slice" or len(node.attrs["starts"]) != 4:
+            return False
+        name = node.inputs[0]
+        source = self.graph.shapes[name] if name in self.cuts else self.editor.shape(name)
+        starts, stops, steps = (node.attrs[k] for k in ("starts", "stops", "steps"))
+        return all((starts[i], steps[i]) == (0, 1) and (i == 1 or stops[i] == source[i]) for i in range(4))
+
+    def _start(self, node: Node, cut: _Cut | None) -> None:
+        whole = node.inputs[0] if cut is None else cut.whole
+        self.cuts[node.output] = _Cut(whole, node.attrs["stops"][1], False)
 
     def _emit(self, node: Node, inputs: list[str], size: int, zero: bool, **attrs: object) -> bool:
         name = self.editor.add(
@@ -126,6 +134,7 @@ class _Absorber:
         known = [c for c in cuts if c is not None]
         if not known:
             return False
+        size = known[0].size
         width = max(self.editor.shape(c.whole)[1] for c in known)
         wholes = []
         zero = True
@@ -134,15 +143,15 @@ class _Absorber:
                 wholes.append(cut.whole)
                 zero = zero and cut.zero
                 continue
-            widened = None if cut is not None else self._widened(name, width)
+            widened = None if cut is not None else self._widened(name, size, width)
             if widened is None:
                 return False
             wholes.append(widened)
-        return self._emit(node, wholes, known[0].size, zero)
+        return self._emit(node, wholes, size, zero)
 
-    def _widened(self, name: str, width: int) -> str | None:
+    def _widened(self, name: str, size: int, width: int) -> str | None:
         """`name` with zero channels appended, where that costs nothing."""
-        if name in self.editor.constants:
+        if name in self.editor.constants or self.editor.shape(name)[1] != size:
             return None
         shape = self.editor.shape(name)
         if (name, width) in self.padded:
@@ -163,24 +172,6 @@ class _Absorber:
 
     def _users(self, name: str) -> list[Node]:
         return [n for old, nodes in self.consumers.items() if self.editor.resolve(old) == name for n in nodes]
-
-
-def _is_cut(node: Node, graph: Graph) -> bool:
-    """Whether a node keeps the first channels and everything else."""
-    if node.op != "slice" or len(node.attrs["starts"]) != 4:
-        return False
-    a, out = node.attrs, graph.shapes[node.output]
-    whole_but_channels = all(
-        a["starts"][i] == 0 and a["steps"][i] == 1 and a["stops"][i] == out[i] for i in range(4)
-    )
-    # The other axes are whole: the source has the same sizes there.
-    return whole_but_channels and _is_truncation(node, graph)
-
-
-def _is_truncation(node: Node, graph: Graph) -> bool:
-    source = next((graph.shapes[n] for n in node.inputs if n in graph.shapes), None)
-    out = graph.shapes[node.output]
-    return source is not None and all(source[i] == out[i] for i in (0, 2, 3))
 
 
 def _fills(node: Node, missing: int) -> bool:
