@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,11 @@ def joined_world(device: torch.device) -> Iterator[World]:
         ) from error
     try:
         yield World(device, dist.get_rank(), dist.get_world_size())
+        # A process that leaves while another still works can be aborted in gloo's threads.
+        dist.barrier()
     finally:
+        # DistributedDataParallel sits in reference cycles, and must be gone before its group is.
+        gc.collect()
         dist.destroy_process_group()
 
 

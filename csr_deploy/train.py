@@ -217,7 +217,10 @@ def train(
     """
     device = torch.device(options.device)
     with joined_world(device) as world:
-        return _Run(architecture, recipe, data, options, world).train(on_step, on_epoch)
+        run = _Run(architecture, recipe, data, options, world)
+        checkpoint = run.train(on_step, on_epoch)
+        del run
+        return checkpoint
 
 
 class _Run:

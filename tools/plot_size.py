@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
 _COLOURS = ("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf")
 
@@ -43,6 +44,9 @@ def draw(result: dict[str, object], out: Path) -> None:
                 arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.5}
                 axes.annotate("", point, xytext=points[backbone], arrowprops=arrow)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 4)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("model file, KiB")
     axes.set_ylabel("top-1, %")
     axes.margins(x=0.15, y=0.3)
