@@ -25,7 +25,7 @@ from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, class_map, op
 from csr_deploy.data.dataset import ArrayDataset
 from csr_deploy.errors import DataError, MissingDependencyError, OptionError
 from csr_deploy.exporters.base import Exporter, WriteRequest
-from csr_deploy.ledger import Expected, check_ledger
+from csr_deploy.ledger import check_ledger
 from csr_deploy.models import count_parameters
 from csr_deploy.parity import check_parity, compare
 from csr_deploy.quantize import QuantizeOptions, quantize
@@ -292,7 +292,7 @@ def export(
         say("write")
         path = folder / f"{network.name}{exporter.suffix}"
         written = exporter.write(WriteRequest(graph, quantized, target.weight_bits, path, network.name))
-        check_ledger(written.ledger, _expected(graph), network.name)
+        check_ledger(written.ledger, _kernels(network.model), network.name)
         parameters = count_parameters(network.model)
         artifact = Artifact(
             path=folder,
@@ -346,15 +346,10 @@ def _verify(
     )
 
 
-def _expected(graph: Graph) -> Expected:
-    """Kernels of the lowered graph; a pass that unties one shows up against the checkpoint's count."""
-    elements: dict[str, int] = {}
-    uses: Counter[str] = Counter()
-    for node in graph.nodes:
-        if node.op in ("conv2d", "linear"):
-            elements[node.inputs[1]] = int(graph.constants[node.inputs[1]].size)
-            uses[node.inputs[1]] += 1
-    return Expected(elements, dict(uses))
+def _kernels(model: nn.Module) -> dict[str, int]:
+    """Kernels of the network, each shared one once: the count that no lowering can change."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.numel() for name, tensor in tensors if tensor.ndim > 1}
 
 
 def _figures(graph: Graph, parameters: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from csr_deploy.errors import LedgerError
@@ -62,38 +62,24 @@ class Ledger:
         }
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Kernels of the network: name → number of values, and how often each is applied.
-
-    Attributes:
-        elements: Unique kernels by name.
-        uses: How many operations of the lowered graph read each.
-    """
-
-    elements: Mapping[str, int] = field(default_factory=dict)
-    uses: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-def check_ledger(ledger: Ledger, expected: Expected, where: str) -> None:
+def check_ledger(ledger: Ledger, kernels: Mapping[str, int], where: str) -> None:
     """Compares what is stored with what the network has.
 
+    Args:
+        ledger: Of the model file.
+        kernels: Every kernel of the network, before any lowering: name → number of values.
+        where: What is exported, for the message.
+
     Raises:
-        LedgerError: If the file stores more kernel values than the network has, naming the kernels that
-            appear under another count of uses.
+        LedgerError: If the file stores more kernel values than the network has, naming those it lacks.
     """
-    stored, needed = ledger.elements("weight"), sum(expected.elements.values())
+    stored, needed = ledger.elements("weight"), sum(kernels.values())
     if stored <= needed:
         return
-    uses = {s.name: s.uses for s in ledger.stored if s.kind == "weight"}
-    untied = sorted(n for n, count in expected.uses.items() if count > 1 and uses.get(n, 0) < count)
+    foreign = [s.name for s in ledger.stored if s.kind == "weight" and s.name not in kernels]
     raise LedgerError(
         f"the file stores {stored:,} weights for a network of {needed:,}: tied weights were duplicated"
-        + (f" ({', '.join(untied[:5])}{', …' if len(untied) > 5 else ''})" if untied else ""),
+        + (f" (not the network's own: {', '.join(foreign[:5])})" if foreign else ""),
         where=where,
         fix="This is a defect of the exporter or of a lowering pass: please report it.",
     )

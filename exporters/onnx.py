@@ -1,8 +1,7 @@
 """ONNX: float32, or static int8 with explicit Q/DQ, written straight from the static graph.
 
 NCHW throughout; tied weights are one initializer; nothing but the graph is in the file: no stack traces, no
-paths, no external data. Every use of a quantised value has a DequantizeLinear of its own, as ONNX Runtime and
-TensorRT fuse a node only with dequantisations that feed nothing else.
+paths, no external data. Every use of a quantised value has a DequantizeLinear of its own.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ class CifarResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, BasicBlock):
-                # Each block starts as the identity (Goyal et al. 2017): CSR networks diverge without it at
-                # the learning rates of the short recipe.
+                # Each block starts as the identity (Goyal et al. 2017): without it CSR networks start badly
+                # at the learning rates of the short recipe.
                 nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
