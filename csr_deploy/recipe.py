@@ -13,7 +13,7 @@ Schedule = Literal["one-cycle", "halve", "tenth"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, by SGD with momentum.
+    """How a network is trained: by SGD with momentum, or by Muon for kernels and SGD for the rest.
 
     Attributes:
         epochs: Passes over the training set.
@@ -22,9 +22,11 @@ class Recipe:
             `decay_every` epochs (the paper, ImageNet).
         learning_rate: Peak (one-cycle) or initial learning rate.
         decay_every: Epochs between decays of "halve" and "tenth".
-        momentum: SGD momentum.
+        momentum: Momentum of both.
         weight_decay: L2 penalty; BatchNorm and biases are exempt in the one-cycle recipe.
-        nesterov: Nesterov momentum.
+        nesterov: Nesterov momentum of SGD; Muon always has it.
+        muon_rate: Learning rate of Muon, at the moment SGD's is `learning_rate`; 0 for SGD alone.
+        muon_decay: Decoupled weight decay of Muon: kernels shrink by this, times the rate, a step.
         label_smoothing: 0 for plain cross-entropy.
         ema_decay: Decay a step of an exponential moving average of the weights; 0 for none.
         crop_padding: Pixels of reflected border that random crops may move into.
@@ -41,6 +43,8 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
+    muon_rate: float = 0.0
+    muon_decay: float = 0.05
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     crop_padding: int = 4
@@ -62,6 +66,8 @@ class Recipe:
             "decay_every": self.decay_every >= 1,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,
+            "muon_rate": 0 <= self.muon_rate < math.inf,
+            "muon_decay": 0 <= self.muon_decay < math.inf,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema_decay": 0 <= self.ema_decay < 1,
             "crop_padding": self.crop_padding >= 0,
@@ -100,10 +106,12 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(epochs=300),
     "paper-imagenet": Recipe(epochs=40, schedule="tenth", decay_every=10),
     "short": Recipe(
-        epochs=13,
+        epochs=16,
         schedule="one-cycle",
-        learning_rate=0.2,
+        learning_rate=0.1,
+        muon_rate=0.05,
         nesterov=True,
         label_smoothing=0.05,
+        progressive=True,
     ),
 }

@@ -30,6 +30,7 @@ from csr_deploy.distributed import World, joined_world
 from csr_deploy.errors import CheckpointError, DataError, ModelError, OptionError
 from csr_deploy.inherit import freeze, inherit
 from csr_deploy.models import Architecture
+from csr_deploy.optimizer import RecipeOptimizer
 from csr_deploy.recipe import RECIPES, Recipe
 
 __all__ = [
@@ -273,12 +274,7 @@ class _Run:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model
         self.forward: nn.Module = nn.parallel.DistributedDataParallel(model) if world.size > 1 else model
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(model, recipe),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-        )
+        self.optimizer = RecipeOptimizer(model, recipe)
         self.ema = {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema_decay else None
         self.augment = Augmenter(recipe, data.preprocessing)
         self.images = torch.from_numpy(data.train_images).to(self.device)
@@ -367,8 +363,7 @@ class _Run:
         total_loss = total_hits = seen = 0.0
         running = 0.0
         for step, (x, y) in enumerate(self._batches(epoch)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.rate(epoch * self.steps + step, self.steps)
+            self.optimizer.set_rate(self.recipe.rate(epoch * self.steps + step, self.steps))
             x = self._place(x)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.forward(x)
@@ -376,7 +371,7 @@ class _Run:
             value = loss.item()
             if not math.isfinite(value):
                 raise self._diverged(value, epoch, f"step {step + 1}")
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self._update_ema(epoch * self.steps + step)
@@ -557,16 +552,3 @@ def _comparable(value: Any) -> Any:
 
 def _mix(seed: int, epoch: int, stream: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, stream)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """All parameters decayed alike (the paper), or BatchNorm and biases exempt (one-cycle)."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    if recipe.schedule != "one-cycle":
-        return [{"params": learning, "weight_decay": recipe.weight_decay}]
-    decayed = [p for p in learning if p.ndim > 1]
-    exempt = [p for p in learning if p.ndim <= 1]
-    return [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]

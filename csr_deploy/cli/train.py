@@ -109,7 +109,11 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Initial or (short) peak learning rate.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="SGD momentum.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD and Muon.")] = None,
+    muon_lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate of Muon for convolution kernels; 0 for SGD alone."),
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 penalty.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="0 for none.")] = None,
     ema: Annotated[
@@ -154,6 +158,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": lr,
         "momentum": momentum,
+        "muon_rate": muon_lr,
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "ema_decay": ema,

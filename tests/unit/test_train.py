@@ -97,8 +97,12 @@ def test_learns_and_writes_its_files(tmp_path: Path, data: TrainingData) -> None
 
 @pytest.mark.parametrize(
     "recipe",
-    [replace(RECIPES["paper"], epochs=3, batch_size=16), replace(SHORT, epochs=3, ema_decay=0.9)],
-    ids=["paper", "short with EMA"],
+    [
+        replace(RECIPES["paper"], epochs=3, batch_size=16),
+        replace(SHORT, epochs=3, ema_decay=0.9),
+        replace(SHORT, epochs=3, muon_rate=0.02),
+    ],
+    ids=["paper", "short with EMA", "Muon"],
 )
 @pytest.mark.parametrize("moment", [(1, 2), (2, 4)])
 def test_a_resumed_run_equals_one_that_was_not_interrupted(
@@ -115,11 +119,11 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     assert_same_weights(whole / "model.pt", broken / "model.pt")
     untimed = [[replace(r, seconds=0.0) for r in read_curve(out / "metrics.csv")] for out in (whole, broken)]
     assert untimed[0] == untimed[1]
-    momenta = [
-        torch.load(out / "resume.pt", weights_only=True)["optimizer"]["state"] for out in (whole, broken)
-    ]
-    for key, value in momenta[0].items():
-        assert torch.equal(value["momentum_buffer"], momenta[1][key]["momentum_buffer"])
+    optimizers = [torch.load(out / "resume.pt", weights_only=True)["optimizer"] for out in (whole, broken)]
+    assert sorted(optimizers[0]) == (["muon", "sgd"] if recipe.muon_rate else ["sgd"])
+    for name, optimizer in optimizers[0].items():
+        for key, value in optimizer["state"].items():
+            assert torch.equal(value["momentum_buffer"], optimizers[1][name]["state"][key]["momentum_buffer"])
 
 
 def test_seeds_differ(tmp_path: Path, data: TrainingData) -> None:
