@@ -24,13 +24,16 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 venv: $(INSTALLED)
 
+# tensorrt-stubs asks for TensorRT itself, gigabytes that nothing here runs without a GPU: it comes alone.
 # The build backend comes first and from the constraints too: with build isolation pip would take its newest
 # release, and ask the registry again at every later install.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt tools/repair_tensorrt_stubs.py
 	@echo "Installing into .venv; this downloads PyTorch and other packages, once."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt hatchling
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[all,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps tensorrt-stubs
+	$(BIN)/python tools/repair_tensorrt_stubs.py
 	@touch $@
 
 # Only tests read the full Fashion-MNIST; without it they skip and say so.

@@ -13,13 +13,14 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from csr_deploy.atomic import atomic_write
 from csr_deploy.data.preprocess import Preprocessing
 from csr_deploy.errors import ArtifactError, CsrError
 from csr_deploy.types import TensorSpec
@@ -37,6 +38,21 @@ class FileRecord:
     name: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """A TensorRT engine that was built from the artifact's model.
+
+    Attributes:
+        file: In the artifact's directory; an engine is executable code, its hash is checked before loading.
+        identity: What it was built from, with and for; plain values of `EngineIdentity`.
+        report: Plain values of the build report.
+    """
+
+    file: FileRecord
+    identity: Mapping[str, Any]
+    report: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,7 @@ class Artifact:
         tools: Versions of what made it.
         ledger: Weight-tying ledger, plain values.
         parity: Parity report, plain values.
+        engines: TensorRT engines built from the model, none in a fresh export.
     """
 
     path: Path
@@ -91,6 +108,7 @@ class Artifact:
     tools: Mapping[str, str] = field(default_factory=dict)
     ledger: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    engines: tuple[EngineRecord, ...] = ()
 
     @property
     def model_file(self) -> Path:
@@ -120,11 +138,11 @@ class Artifact:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest as plain values."""
-        return {
+        values: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "target": self.target,
-            "files": [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in self.files],
+            "files": [asdict(f) for f in self.files],
             "input": self.input.to_json(),
             "output": self.output.to_json(),
             "preprocessing": self.preprocessing.to_json(),
@@ -136,6 +154,12 @@ class Artifact:
             "ledger": dict(self.ledger),
             "parity": dict(self.parity),
         }
+        if self.engines:
+            values["engines"] = [
+                {"file": asdict(e.file), "identity": dict(e.identity), "report": dict(e.report)}
+                for e in self.engines
+            ]
+        return values
 
 
 def record_file(path: Path) -> FileRecord:
@@ -145,9 +169,14 @@ def record_file(path: Path) -> FileRecord:
 
 
 def write_manifest(artifact: Artifact) -> None:
-    """Writes `manifest.json` into the artifact's directory."""
+    """Writes `manifest.json` into the artifact's directory, whole or not at all.
+
+    Raises:
+        ExportError: If it cannot be written.
+    """
     text = json.dumps(artifact.manifest(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    (artifact.path / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    with atomic_write(artifact.path / MANIFEST) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_golden(path: Path, golden: Golden) -> None:
@@ -166,7 +195,7 @@ def write_golden(path: Path, golden: Golden) -> None:
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """Reads an artifact and checks the hash of every file.
+    """Reads an artifact and checks the hash of every file but engines, which loading one checks.
 
     Raises:
         ArtifactError: If the directory is no artifact, incomplete, changed or of an unknown version.
@@ -205,10 +234,17 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
 
 
 def _from_manifest(path: Path, values: Mapping[str, Any]) -> Artifact:
-    files = tuple(FileRecord(str(f["name"]), int(f["size"]), str(f["sha256"])) for f in values["files"])
-    for record in files:
-        if Path(record.name).name != record.name or record.name in ("", ".", ".."):
+    files = tuple(_file_record(f) for f in values["files"])
+    engines = tuple(
+        EngineRecord(_file_record(e["file"]), dict(e["identity"]), dict(e["report"]))
+        for e in values.get("engines", ())
+    )
+    records = (*files, *(e.file for e in engines))
+    for record in records:
+        if Path(record.name).name != record.name or record.name in ("", ".", "..", MANIFEST):
             raise ArtifactError(f"names a file outside the artifact: {record.name!r}", where=str(path))
+    if len({record.name for record in records}) != len(records):
+        raise ArtifactError("lists a file twice", where=str(path))
     if not files:
         raise ArtifactError("lists no files", where=str(path))
     return Artifact(
@@ -226,4 +262,9 @@ def _from_manifest(path: Path, values: Mapping[str, Any]) -> Artifact:
         dict(values["tools"]),
         dict(values["ledger"]),
         dict(values["parity"]),
+        engines,
     )
+
+
+def _file_record(values: Mapping[str, Any]) -> FileRecord:
+    return FileRecord(str(values["name"]), int(values["size"]), str(values["sha256"]))

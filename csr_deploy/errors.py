@@ -78,17 +78,18 @@ class BenchError(CsrError):
 class MissingDependencyError(CsrError):
     """A Python package that an optional feature needs."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str, purpose: str, *, fix: str | None = None) -> None:
         """Builds the message.
 
         Args:
             package: The distribution that is missing.
             extra: The extra of csr-deploy that brings it.
             purpose: What it is needed for.
+            fix: What to do where installing the extra is not it.
         """
         self.package = package
         self.extra = extra
         super().__init__(
             f"{purpose} needs the package '{package}', which is not installed.",
-            fix=f"Run: pip install 'csr-deploy[{extra}]'",
+            fix=fix or f"Run: pip install 'csr-deploy[{extra}]'",
         )

@@ -23,7 +23,7 @@ from csr_deploy.atomic import atomic_directory
 from csr_deploy.checkpoint import file_sha256, load_checkpoint
 from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, class_map, open_dataset, sample
 from csr_deploy.data.dataset import ArrayDataset
-from csr_deploy.errors import DataError, MissingDependencyError, OptionError
+from csr_deploy.errors import DataError, ExportError, MissingDependencyError, OptionError
 from csr_deploy.exporters.base import Exporter, WriteRequest
 from csr_deploy.ledger import check_ledger
 from csr_deploy.models import count_parameters
@@ -103,7 +103,9 @@ class ExportOptions:
 
     Attributes:
         lowering: Unrolling strategy, or "auto" for the target's default.
-        batch: Batch size of the static graph.
+        batch: Batch size of the static graph, and of the parity gate.
+        batch_profile: (least, usual, most) images a batch of a model whose batch size is free; None for a
+            static one. The usual one is `batch`.
         calibration_images: Number of calibration images, from the training split.
         parity_images: Number of images of the parity gate, never used for calibration.
         seed: Fixes both draws.
@@ -118,8 +120,16 @@ class ExportOptions:
     seed: int = 0
     agreement: float | None = None
     quantization: QuantizeOptions = field(default_factory=QuantizeOptions)
+    batch_profile: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.batch_profile is not None:
+            least, usual, most = self.batch_profile
+            if not 1 <= least <= usual <= most or usual != self.batch:
+                raise OptionError(
+                    f"the batch profile {least}:{usual}:{most} makes no sense for batches of {self.batch}",
+                    fix="Give the least, the usual and the greatest number of images, as in 1:8:32.",
+                )
         if self.batch < 1:
             raise OptionError(f"the batch size is {self.batch}", fix="Give at least 1.")
         if self.calibration_images < 1 or self.parity_images < 1:
@@ -282,16 +292,28 @@ def export(
         say("unroll")
         lowering = exporter.lowering if options.lowering == "auto" else options.lowering
         graph = exporter.legalise(unroll(network.model, network.input_shape(options.batch), lowering))
+        if options.batch_profile is not None:
+            twice = exporter.legalise(unroll(network.model, network.input_shape(2 * options.batch), lowering))
+            _check_free_batch(graph, twice, target, exporter)
         quantized = None
         if target.quantized and data.calibration is not None:
             say("quantise")
             normalized = torch.from_numpy(network.preprocessing.normalize(data.calibration.images))
             batches = list(torch.split(normalized, _BATCH))
-            quantized = quantize(graph, batches, network.preprocessing, options.quantization)
+            quantized = quantize(graph, batches, network.preprocessing, options.quantization, exporter.scheme)
             graph = quantized.graph
         say("write")
         path = folder / f"{network.name}{exporter.suffix}"
-        written = exporter.write(WriteRequest(graph, quantized, target.weight_bits, path, network.name))
+        written = exporter.write(
+            WriteRequest(
+                graph,
+                quantized,
+                target.weight_bits,
+                path,
+                network.name,
+                free_batch=options.batch_profile is not None,
+            )
+        )
         check_ledger(written.ledger, _kernels(network.model), network.name)
         parameters = count_parameters(network.model)
         artifact = Artifact(
@@ -315,13 +337,41 @@ def export(
     return replace(artifact, path=out)
 
 
+def _check_free_batch(graph: Graph, twice: Graph, target: Target, exporter: Exporter) -> None:
+    """Demands that the batch is the first axis of every value, and nothing else.
+
+    Args:
+        graph: The graph for some batch size.
+        twice: The graph for twice that.
+        target: For messages.
+        exporter: Of the target.
+
+    Raises:
+        OptionError: If the format has no free batch size.
+        ExportError: If a value depends on the batch in another way, naming it.
+    """
+    if not exporter.free_batch:
+        raise OptionError(
+            f"the target '{target.name}' has a fixed batch size",
+            fix="Give --batch instead of --batch-profile.",
+        )
+    for name, (first, *rest) in graph.shapes.items():
+        if twice.shapes.get(name) != (2 * first, *rest):
+            raise ExportError(
+                f"its size does not grow with the batch: {[first, *rest]} becomes "
+                f"{list(twice.shapes.get(name, ()))} with twice the images",
+                where=name,
+                fix="Give --batch instead of --batch-profile.",
+            )
+
+
 def _verify(
     network: Network, target: Target, data: ExportData, options: ExportOptions, artifact: Artifact
 ) -> Artifact:
     """Runs the parity gate and adds its report and the golden vectors."""
     images = data.parity.images
     reference = network.logits(images)
-    with open_runtime(target.runtime, artifact) as runtime:
+    with open_runtime(target.verifier, artifact) as runtime:
         raw = runtime.logits(images)
         ran = f"{runtime.name} {runtime.version}"
     tolerance = target.tolerance
@@ -364,6 +414,8 @@ def _option_values(
     options: ExportOptions, lowering: str, data: ExportData, *, quantized: bool
 ) -> dict[str, Any]:
     values: dict[str, Any] = {"lowering": lowering, "batch": options.batch, "seed": options.seed}
+    if options.batch_profile is not None:
+        values["batch_profile"] = list(options.batch_profile)
     if quantized and data.calibration is not None:
         values["quantization"] = asdict(options.quantization)
         values["calibration"] = {"images": len(data.calibration), "sha256": data.calibration.sha256}

@@ -36,6 +36,7 @@ class Target:
         packages: Import name → distribution, needed to export.
         tolerance: Default of the parity gate.
         weight_bits: Width of stored weights: 32, 16 or 8.
+        checked_with: Runtime of the parity gate where `runtime` needs the device; None for `runtime`.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Target:
     packages: Mapping[str, str]
     tolerance: Tolerance
     weight_bits: int
+    checked_with: str | None = None
+
+    @property
+    def verifier(self) -> str:
+        """Runtime of the parity gate."""
+        return self.checked_with or self.runtime
 
     @property
     def quantized(self) -> bool:
@@ -60,6 +67,7 @@ class Target:
 _TORCH = {"torch": "torch"}
 _ONNX = {**_TORCH, "onnx": "onnx", "onnxruntime": "onnxruntime"}
 _TFLITE = {**_TORCH, "flatbuffers": "flatbuffers", "ai_edge_litert": "ai-edge-litert"}
+_TENSORRT = "csr_deploy.exporters.tensorrt"
 _FLOAT = Tolerance(1.0, 1e-4)
 _HALF = Tolerance(0.99, 1e-2)
 _INT8 = Tolerance(0.95, None)
@@ -86,6 +94,18 @@ TARGETS: dict[str, Target] = {
         Target(
             "tflite-int8", "TFLite, full integer, int8 input and output; also runs in TFLite Micro",
             "csr_deploy.exporters.tflite:EXPORTER", "litert", "export", _TFLITE, _INT8, 8,
+        ),
+        Target(
+            "tensorrt-fp32", "TensorRT 10 and 11: strongly typed ONNX, float32",
+            f"{_TENSORRT}:FLOAT32", "trt", "export", _ONNX, _FLOAT, 32, "ort",
+        ),
+        Target(
+            "tensorrt-fp16", "TensorRT 10 and 11: strongly typed ONNX, float16",
+            f"{_TENSORRT}:FLOAT16", "trt", "export", _ONNX, _HALF, 16, "ort",
+        ),
+        Target(
+            "tensorrt-int8", "TensorRT 10 and 11: strongly typed ONNX with symmetric int8 Q/DQ",
+            f"{_TENSORRT}:INT8", "trt", "export", _ONNX, _INT8, 8, "ort",
         ),
     )
 }  # fmt: skip

@@ -105,11 +105,15 @@ class Run:
 
     Attributes:
         output: The raw output, as the artifact's output spec says, [N, classes].
-        nanoseconds: Wall time from handing over the input to holding the output, copies included.
+        nanoseconds: Wall time from handing over the input to holding the output, copies included unless the
+            runtime's settings say otherwise.
+        gpu_nanoseconds: Time on the GPU from the first to the last kernel, without copies; None where no GPU
+            ran or the runtime does not tell.
     """
 
     output: NDArray[Any]
     nanoseconds: int
+    gpu_nanoseconds: int | None = None
 
 
 @dataclass(frozen=True)

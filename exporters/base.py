@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csr_deploy.ledger import Ledger
-from csr_deploy.quantize.scheme import QuantizedGraph
+from csr_deploy.quantize.scheme import AFFINE, QuantizedGraph, Scheme
 from csr_deploy.types import TensorSpec
 from csr_deploy.unroll.graph import Graph
 
@@ -22,6 +22,7 @@ class WriteRequest:
         weight_bits: 32, 16 or 8.
         path: The model file to write.
         name: Name of the network.
+        free_batch: Leave the batch size open; the graph's is that of the usual batch.
     """
 
     graph: Graph
@@ -29,6 +30,7 @@ class WriteRequest:
     weight_bits: int
     path: Path
     name: str
+    free_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Exporter:
         legalise: Makes a lowered graph expressible in the format, function unchanged.
         write: Writes the file.
         distributions: Whose versions go into the manifest.
+        scheme: What its integers can be.
+        free_batch: Whether the batch size can be left open.
     """
 
     suffix: str
@@ -57,3 +61,5 @@ class Exporter:
     legalise: Callable[[Graph], Graph]
     write: Callable[[WriteRequest], ModelFile]
     distributions: tuple[str, ...]
+    scheme: Scheme = AFFINE
+    free_batch: bool = False

@@ -7,7 +7,6 @@ paths, no external data. Every use of a quantised value has a DequantizeLinear o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,16 @@ IR_VERSION = 8
 class OnnxWriter:
     """Builds one ONNX model from one graph."""
 
+    opset = OPSET
+    ir_version = IR_VERSION
+    real: type[np.floating[Any]] = np.float32
+    """Type of what is not an integer."""
+
     def __init__(self, request: WriteRequest) -> None:
         self.graph: Graph = request.graph
         self.quantized: QuantizedGraph | None = request.quantized
         self.name = request.name
+        self.free_batch = request.free_batch
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.values: dict[str, str] = {}
@@ -44,21 +49,26 @@ class OnnxWriter:
     def write(self) -> tuple[bytes, ModelFile]:
         """The file's bytes and a description."""
         graph = self.graph
-        self.values[graph.input] = "image"
-        self._quantize_value(graph.input, "image")
+        self._quantize_value(graph.input, self._from_border("image"))
         for node in graph.nodes:
             emit = _EMITTERS.get(node.op)
             if emit is None:
                 raise ExportError(
                     f"ONNX export has no operation for '{node.op}'", where=node.origin or node.output
                 )
-            emit(self, node)
-        self.nodes.append(helper.make_node("Identity", [self.operand(graph.output)], ["logits"]))
+            getattr(self, emit)(node)
+        result = self._to_border(self.operand(graph.output))
+        self.nodes.append(helper.make_node("Identity", [result], ["logits"]))
         specs = [
             TensorSpec("image", graph.shapes[graph.input], "float32", "NCHW"),
             TensorSpec("logits", graph.shapes[graph.output], "float32", "NC"),
         ]
-        infos = [helper.make_tensor_value_info(s.name, TensorProto.FLOAT, s.shape) for s in specs]
+        infos = [
+            helper.make_tensor_value_info(
+                s.name, TensorProto.FLOAT, ("batch", *s.shape[1:]) if self.free_batch else s.shape
+            )
+            for s in specs
+        ]
         proto = helper.make_model(
             helper.make_graph(
                 _without_identity(self.nodes),
@@ -67,14 +77,22 @@ class OnnxWriter:
                 infos[1:],
                 list(self.initializers.values()),
             ),
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=self.ir_version,
             producer_name="csr-deploy",
             producer_version=__version__,
         )
         onnx.checker.check_model(proto, full_check=True)
         ledger = Ledger(tuple(self._stored.values()))
         return proto.SerializeToString(deterministic=True), ModelFile(specs[0], specs[1], ledger)
+
+    def _from_border(self, name: str) -> str:
+        """The model's input, float32, in the type that is computed in."""
+        return name
+
+    def _to_border(self, name: str) -> str:
+        """The result in the type of the model's output, float32."""
+        return name
 
     # Constants
 
@@ -102,7 +120,7 @@ class OnnxWriter:
         """The weight of a conv2d, linear or affine node; one initializer however many nodes use it."""
         name = node.inputs[1]
         if self.quantized is None:
-            value = self.graph.constants[name].astype(np.float32)
+            value = self.graph.constants[name].astype(self.real)
             self._initializer(name, value if shape is None else value.reshape(shape), kind)
             self._used(name)
             return name
@@ -116,7 +134,7 @@ class OnnxWriter:
         if self.quantized is None:
             if len(node.inputs) < 3:
                 return []
-            bias = self.graph.constants[node.inputs[2]].astype(np.float32)
+            bias = self.graph.constants[node.inputs[2]].astype(self.real)
             return [self._initializer(f"{node.output}.bias", bias, "bias")]
         if node.output not in self.quantized.biases:
             return []
@@ -126,7 +144,7 @@ class OnnxWriter:
         return [self._dequantize_constant(name, scales, np.zeros(len(scales), np.int32))]
 
     def _dequantize_constant(self, name: str, scales: NDArray[np.float32], zeros: NDArray[Any]) -> str:
-        scale = self._vector("scales", scales)
+        scale = self._vector("scales", scales.astype(self.real))
         zero = self._initializer(f"zeros_{zeros.dtype}_{len(zeros)}", zeros, "table")
         return self._node("DequantizeLinear", [name, scale, zero], axis=0)
 
@@ -166,13 +184,13 @@ class OnnxWriter:
         return self.quantized is not None and self.quantized.activations[value].zero_point == QMIN
 
     def _relu6(self, x: str) -> str:
-        bounds = [self._initializer(f"f32_{v}", np.asarray(v, np.float32), "table") for v in (0.0, 6.0)]
+        bounds = [self._initializer(f"bound_{v}", np.asarray(v, self.real), "table") for v in (0.0, 6.0)]
         return self._node("Clip", [x, *bounds])
 
     def operand(self, name: str) -> str:
         """A real-valued input: a value, or a constant that stands as an operand of add or mul."""
         if name not in self.values:
-            value = self.graph.constants[name].astype(np.float32)
+            value = self.graph.constants[name].astype(self.real)
             if self.quantized is not None:
                 q = self.quantized.activations[name]
                 value = Quantization(q.scale, q.zero_point - QMIN).quantize(value, "uint8")
@@ -269,7 +287,9 @@ class OnnxWriter:
 
     def reshape(self, node: Node) -> None:
         """Reshape."""
-        table = self._table(list(node.attrs["shape"]))
+        shape = list(node.attrs["shape"])
+        # The first axis is the batch, or a multiple of it, and the others are fixed.
+        table = self._table([-1, *shape[1:]] if self.free_batch else shape)
         self.finish(node, self._node("Reshape", [self.operand(node.inputs[0]), table]))
 
     def transpose(self, node: Node) -> None:
@@ -292,27 +312,27 @@ def _without_identity(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return body
 
 
-_EMITTERS: dict[str, Callable[[OnnxWriter, Node], None]] = {
-    "conv2d": OnnxWriter.conv2d,
-    "affine": OnnxWriter.affine,
-    "linear": OnnxWriter.linear,
-    "add": OnnxWriter.elementwise,
-    "mul": OnnxWriter.elementwise,
-    "relu": OnnxWriter.unary,
-    "relu6": OnnxWriter.unary,
-    "sigmoid": OnnxWriter.unary,
-    "tanh": OnnxWriter.unary,
-    "hard_sigmoid": OnnxWriter.unary,
-    "hard_swish": OnnxWriter.unary,
-    "softmax": OnnxWriter.softmax,
-    "max_pool2d": OnnxWriter.pool,
-    "avg_pool2d": OnnxWriter.pool,
-    "mean_hw": OnnxWriter.mean_hw,
-    "slice": OnnxWriter.slice,
-    "pad": OnnxWriter.pad,
-    "concat": OnnxWriter.concat,
-    "reshape": OnnxWriter.reshape,
-    "transpose": OnnxWriter.transpose,
+_EMITTERS: dict[str, str] = {
+    "conv2d": "conv2d",
+    "affine": "affine",
+    "linear": "linear",
+    "add": "elementwise",
+    "mul": "elementwise",
+    "relu": "unary",
+    "relu6": "unary",
+    "sigmoid": "unary",
+    "tanh": "unary",
+    "hard_sigmoid": "unary",
+    "hard_swish": "unary",
+    "softmax": "softmax",
+    "max_pool2d": "pool",
+    "avg_pool2d": "pool",
+    "mean_hw": "mean_hw",
+    "slice": "slice",
+    "pad": "pad",
+    "concat": "concat",
+    "reshape": "reshape",
+    "transpose": "transpose",
 }
 
 
@@ -327,4 +347,4 @@ def _unchanged(graph: Graph) -> Graph:
     return graph
 
 
-EXPORTER = Exporter(".onnx", "stepwise", _unchanged, write_onnx, ("onnx",))
+EXPORTER = Exporter(".onnx", "stepwise", _unchanged, write_onnx, ("onnx",), free_batch=True)

@@ -15,6 +15,7 @@ RUNTIMES: dict[str, str] = {
     "ort": "csr_deploy.runtimes.ort:OrtRuntime",
     "tflm": "csr_deploy.runtimes.tflm:TflmRuntime",
     "torch": "csr_deploy.runtimes.torch:TorchRuntime",
+    "trt": "csr_deploy.runtimes.trt.runtime:TrtRuntime",
 }
 
 __all__ = ["RUNTIMES", "Runtime", "RuntimeOptions", "Subject", "find_runtime", "open_runtime"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,24 +47,41 @@ class Subject(Protocol):
         """Pictures at the network's size, [N, H, W, C] uint8, to the model's input."""
 
 
+# Options that only some runtimes have, and how a message calls them.
+_SPECIAL = {
+    "cuda_graph": "no CUDA graphs",
+    "copies": "no copies that could be left out",
+    "wait": "no choice of how to wait",
+}
+_WAITS = ("spin", "block")
+
+
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a runtime runs.
+    """How a runtime runs. None leaves an option to the runtime; given, it is refused where it means nothing.
 
     Attributes:
         threads: Worker threads of the runtime.
         kernels: "optimized" or "reference" (plain kernels, the oracle of integer arithmetic); runtimes
-            that have only one kind refuse the other. None for what the runtime does by itself.
+            that have only one kind refuse the other.
+        cuda_graph: Whether the GPU gets an inference as one CUDA graph instead of kernel after kernel.
+        copies: Whether the copies to the GPU and back are inside the timed region.
+        wait: How the CPU waits for the GPU: "spin" without leaving the processor, "block" sleeping.
     """
 
     threads: int = 1
     kernels: str | None = None
+    cuda_graph: bool | None = None
+    copies: bool | None = None
+    wait: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise OptionError(f"threads is {self.threads}", fix="Give at least 1.")
         if self.kernels not in (None, "optimized", "reference"):
             raise OptionError(f"unknown kernels '{self.kernels}'", fix="Use 'optimized' or 'reference'.")
+        if self.wait not in (None, *_WAITS):
+            raise OptionError(f"unknown way to wait '{self.wait}'", fix="Use 'spin' or 'block'.")
 
 
 class Runtime(abc.ABC):
@@ -83,6 +100,8 @@ class Runtime(abc.ABC):
     available_kernels: ClassVar[tuple[str, ...]] = ("optimized",)
     """The first is what the runtime does by itself."""
     threaded: ClassVar[bool] = True
+    special_options: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `RuntimeOptions` that it has beyond those which every runtime has."""
 
     def __init__(self, subject: Subject, options: RuntimeOptions | None = None) -> None:
         self.subject = subject
@@ -116,6 +135,13 @@ class Runtime(abc.ABC):
                 f"the {self.name} runtime has one thread, {self.options.threads} were asked for",
                 fix="Leave the threads at 1.",
             )
+        for name, lack in _SPECIAL.items():
+            if getattr(self.options, name) is not None and name not in self.special_options:
+                raise OptionError(
+                    f"the {self.name} runtime has {lack}",
+                    where=self.subject.name,
+                    fix="Leave the option out. The trt runtime has it.",
+                )
 
     def prepare(self) -> None:
         """Imports the runtime's package, so that neither time nor memory of it counts as the model's.
@@ -128,8 +154,21 @@ class Runtime(abc.ABC):
         self._import()
         self._is_imported = True
 
-    def __enter__(self) -> Self:
+    def build(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Prepares, and makes what is made once for a machine and kept; most need nothing of the kind.
+
+        Entering does it too, before the clock of loading starts.
+
+        Args:
+            on_progress: Called with steps done and steps in all; left out, standard error gets one line.
+
+        Raises:
+            CsrError: If it cannot be made.
+        """
         self.prepare()
+
+    def __enter__(self) -> Self:
+        self.build()
         start = time.perf_counter_ns()
         self._open()
         self.load_nanoseconds = time.perf_counter_ns() - start
@@ -160,6 +199,10 @@ class Runtime(abc.ABC):
                 f"the model takes {spec.dtype}{list(spec.shape)}",
                 where=self.subject.name,
             )
+        return self._timed(inputs)
+
+    def _timed(self, inputs: NDArray[Any]) -> Run:
+        """Runs one checked batch by the clock; for runtimes that time more than the whole."""
         start = time.perf_counter_ns()
         output = self._run(inputs)
         return Run(output, time.perf_counter_ns() - start)
@@ -194,6 +237,16 @@ class Runtime(abc.ABC):
         """Bytes of the one arena the model needs, where the runtime works in one."""
         return None
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What else a reader must know of how it runs, plain values; once open."""
+        return {}
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Memory of an accelerator that the open model takes, where there is one."""
+        return None
+
     def _demand_open(self) -> None:
         if not self._is_open:
             raise RuntimeUnavailableError(
@@ -206,6 +259,9 @@ class Runtime(abc.ABC):
         Raises:
             ArtifactError: If they differ.
         """
+        # A batch size that is left open has a name, or -1, in place of a number.
+        if shape and (isinstance(shape[0], str) or shape[0] == -1):
+            shape = (spec.shape[0], *shape[1:])
         if tuple(shape) != spec.shape or str(dtype) != spec.dtype:
             raise ArtifactError(
                 f"'{spec.name}' is {dtype}{list(shape)} in the model file "

@@ -12,7 +12,16 @@ import psutil
 from csr_deploy import __version__
 from csr_deploy.bench.results import Environment, MachineState
 
-_PACKAGES = ("numpy", "ai-edge-litert", "tflite-runtime", "onnxruntime", "tflite-micro", "torch")
+_PACKAGES = (
+    "numpy",
+    "ai-edge-litert",
+    "tflite-runtime",
+    "onnxruntime",
+    "tflite-micro",
+    "torch",
+    "tensorrt",
+    "cuda-bindings",
+)
 _CPUS = Path("/sys/devices/system/cpu")
 _GOVERNOR = _CPUS / "cpu0/cpufreq/scaling_governor"
 _BOARD = Path("/proc/device-tree/model")

@@ -26,12 +26,14 @@ from csr_deploy.bench.results import (
     Comparison,
     Environment,
     Golden,
+    GpuTime,
     Latency,
     MachineState,
     Measurement,
     Memory,
     Sizes,
 )
+from csr_deploy.bench.telemetry import Monitor, TelemetryReading, check_available, open_source
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -167,7 +169,8 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
 
     Each is checked first (golden vectors, accuracy); only then anything is timed. Latencies are taken in
     turns: all subjects are loaded, each in its own process, and one after another measures a window while the
-    others wait. Memory is read in yet another process.
+    others wait; telemetry is taken meanwhile, and throttling makes the result void. Memory is read in yet
+    another process.
 
     Args:
         plan: What and how.
@@ -177,18 +180,30 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
         CsrError: If a subject cannot be run; nothing is left running.
     """
     options = plan.options
+    if options.latency:
+        check_available(options.telemetry)
     with WorkerProcess("this machine") as machine:
         environment = Environment(**machine.ask("machine", "reading the environment"))
         before = MachineState(**machine.ask("state", "reading the machine's state"))
         checked = {s.label: _check(plan, s, on_progress) for s in plan.subjects}
         latency: dict[str, Latency] = {}
         memory: dict[str, Memory] = {}
+        watched: TelemetryReading | None = None
         if options.latency:
-            latency = _measure_latency(plan, checked, on_progress)
+            source = open_source(options.telemetry, interval_s=options.telemetry_interval)
+            with Monitor(source, options.telemetry_interval) as monitor:
+                latency = _measure_latency(plan, checked, on_progress, monitor)
+            watched = monitor.reading()
             memory = {s.label: _measure_memory(plan, s, on_progress) for s in plan.subjects}
         after = MachineState(**machine.ask("state", "reading the machine's state"))
+    energy = watched.energy if watched else {}
     measurements = tuple(
-        Measurement(**checked[s.label], latency=latency.get(s.label), memory=memory.get(s.label))
+        Measurement(
+            **checked[s.label],
+            latency=latency.get(s.label),
+            memory=memory.get(s.label),
+            energy=energy.get(s.label),
+        )
         for s in plan.subjects
     )
     return BenchResult(
@@ -200,7 +215,9 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
         plan.baseline,
         measurements,
         _compare(plan, latency),
-        _notes(plan, measurements, environment, before),
+        (*_notes(plan, measurements, environment, before), *_telemetry_notes(watched)),
+        watched.telemetry if watched else None,
+        watched.telemetry.void if watched else (),
     )
 
 
@@ -215,6 +232,9 @@ def _start(plan: BenchPlan, subject: BenchSubject, worker: WorkerProcess, batch:
         threads=options.threads,
         kernels=options.kernels,
         batch=batch,
+        cuda_graph=options.cuda_graph,
+        copies=options.copies,
+        wait=options.wait,
     )
     return started
 
@@ -225,6 +245,11 @@ def _check(plan: BenchPlan, subject: BenchSubject, on_progress: Progress) -> dic
     on_progress("check", subject.label, 0, 1)
     with WorkerProcess(subject.label) as worker:
         identity = _start(plan, subject, worker, _CHECKPOINT_BATCH)
+        worker.ask(
+            "build",
+            "building what its runtime needs on this machine",
+            lambda done, total: on_progress("build", subject.label, done, total),
+        )
         checked = worker.ask("check", "loading the model and checking its golden vectors")
         on_progress("check", subject.label, 1, 1)
         accuracy = None
@@ -247,18 +272,20 @@ def _check(plan: BenchPlan, subject: BenchSubject, on_progress: Progress) -> dic
         "sizes": Sizes(**checked["sizes"]),
         "golden": checked["golden"] and Golden(**checked["golden"]),
         "parity": checked["parity"],
+        "settings": checked["settings"],
         "accuracy": accuracy,
     }
 
 
 def _measure_latency(
-    plan: BenchPlan, checked: Mapping[str, Mapping[str, Any]], on_progress: Progress
+    plan: BenchPlan, checked: Mapping[str, Mapping[str, Any]], on_progress: Progress, monitor: Monitor
 ) -> dict[str, Latency]:
     options = plan.options
     runs, seconds = math.ceil(options.images / options.windows), options.seconds / options.windows
     loaded: dict[str, Mapping[str, int]] = {}
     warmup: dict[str, int] = {}
     windows: dict[str, list[tuple[int, ...]]] = {s.label: [] for s in plan.subjects}
+    gpu: dict[str, list[tuple[int, ...]]] = {s.label: [] for s in plan.subjects}
     with ExitStack() as stack:
         workers = {s.label: stack.enter_context(WorkerProcess(s.label)) for s in plan.subjects}
         for subject in plan.subjects:
@@ -273,10 +300,13 @@ def _measure_latency(
             on_progress("load", label, 1, 1)
         for turn in range(options.windows):
             for label, worker in workers.items():
-                samples = worker.ask(
-                    "window", "being timed", runs=runs, seconds=seconds, settle=options.settle_runs
-                )
-                windows[label].append(tuple(samples))
+                with monitor.window(label) as times:
+                    samples = worker.ask(
+                        "window", "being timed", runs=runs, seconds=seconds, settle=options.settle_runs
+                    )
+                    times.extend(samples["wall"])
+                windows[label].append(tuple(samples["wall"]))
+                gpu[label].append(tuple(samples["gpu"]))
                 on_progress("latency", label, turn + 1, options.windows)
     return {
         label: Latency(
@@ -284,9 +314,14 @@ def _measure_latency(
             warmup_runs=warmup[label],
             **asdict(summarise(windows[label])),
             windows_ns=tuple(windows[label]),
+            gpu=_gpu_time(gpu[label]),
         )
         for label in windows
     }
+
+
+def _gpu_time(windows: Sequence[tuple[int, ...]]) -> GpuTime | None:
+    return GpuTime(**asdict(summarise(windows)), windows_ns=tuple(windows)) if all(windows) else None
 
 
 def _measure_memory(plan: BenchPlan, subject: BenchSubject, on_progress: Progress) -> Memory:
@@ -324,6 +359,9 @@ def _notes(
             "TFLite Micro ran its plain C kernels on this machine: its outputs are those of a "
             "microcontroller, its times say nothing about one, and its arena is slightly larger than there."
         )
+    for measurement in measurements:
+        if measurement.settings.get("copies") is False:
+            notes.append(f"Copies to the GPU and back are not in the latency of {measurement.subject}.")
     if plan.options.latency:
         if len({m.batch for m in measurements}) > 1:
             notes.append(
@@ -339,3 +377,11 @@ def _notes(
                 f"The frequency governor is '{before.governor}': 'performance' gives steadier times."
             )
     return tuple(notes)
+
+
+def _telemetry_notes(watched: TelemetryReading | None) -> tuple[str, ...]:
+    if watched is None:
+        return ()
+    void = watched.telemetry.void
+    verdict = [f"VOID, latencies and energies are not those of these networks: {'; '.join(void)}."]
+    return (*(verdict if void else ()), *(f"Telemetry: {note}." for note in watched.telemetry.notes))

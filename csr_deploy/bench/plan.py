@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from csr_deploy.artifact import MANIFEST, read_artifact
+from csr_deploy.bench.telemetry.sources import check_choice
 from csr_deploy.errors import CheckpointError, OptionError
 from csr_deploy.runtimes import RuntimeOptions, find_runtime
 
@@ -36,6 +37,9 @@ class BenchOptions:
         runtime: Key of `csr_deploy.runtimes.RUNTIMES`; None for each subject's own.
         threads: Threads of the runtime.
         kernels: "optimized", "reference", or None for what the runtime does by itself.
+        cuda_graph: See `RuntimeOptions`.
+        copies: Likewise.
+        wait: Likewise.
         data: Image set for the accuracy: a path or the name of a built-in one; None for no accuracy.
         limit: Most images of it, a seeded draw; None for all.
         latency: Whether to measure latency and memory.
@@ -46,6 +50,8 @@ class BenchOptions:
         warmup_seconds: Seconds of them, at least.
         settle_runs: Untimed inferences at the start of every window, after another subject's turn.
         memory_runs: Inferences before the memory is read.
+        telemetry: Key of `csr_deploy.bench.telemetry.CHOICES`: what tells clocks, power and throttling.
+        telemetry_interval: Seconds between two samples of it, at least.
         quick: Whether this is a shortened measurement.
         seed: Of the draws.
     """
@@ -53,6 +59,9 @@ class BenchOptions:
     runtime: str | None = None
     threads: int = 1
     kernels: str | None = None
+    cuda_graph: bool | None = None
+    copies: bool | None = None
+    wait: str | None = None
     data: str | None = None
     limit: int | None = None
     latency: bool = True
@@ -63,17 +72,25 @@ class BenchOptions:
     warmup_seconds: float = 1.0
     settle_runs: int = 3
     memory_runs: int = 5
+    telemetry: str = "auto"
+    telemetry_interval: float = 0.5
     quick: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        RuntimeOptions(self.threads, self.kernels)
+        RuntimeOptions(self.threads, self.kernels, self.cuda_graph, self.copies, self.wait)
         if self.runtime is not None:
             find_runtime(self.runtime)
         for name in ("images", "windows", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}", fix="Give at least 1.")
+        check_choice(self.telemetry)
+        if not self.telemetry_interval >= 0.1:
+            raise OptionError(
+                f"telemetry_interval is {self.telemetry_interval:g}",
+                fix="Give at least 0.1 s, so that it does not disturb what is measured.",
+            )
         if self.seconds < 0:
             raise OptionError(f"seconds is {self.seconds:g}", fix="Give 0 or more.")
         if not self.latency and self.data is None:

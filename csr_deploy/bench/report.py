@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
 from csr_deploy.bench.results import BenchResult, Measurement
+from csr_deploy.bench.telemetry.summary import summarise_telemetry
 
 _NOTHING = "–"
+# Beginnings of the names of rows that throttling makes void.
+_TIMED_ROWS = ("load", "first inference", "latency", "GPU time", "energy")
 
 
 def _count(value: float) -> str:
@@ -43,7 +46,7 @@ class Figure:
 
     Attributes:
         name: What it is called.
-        part: Attribute of `Measurement` that holds it.
+        part: Attribute of `Measurement` that holds it, or a path of attributes with dots.
         key: Attribute of that part.
         text: How it is written.
         relative: Whether its ratio to the baseline's is written too.
@@ -57,7 +60,10 @@ class Figure:
 
     def of(self, measurement: Measurement) -> float | None:
         """The number, None where it was not measured."""
-        value: float | None = getattr(getattr(measurement, self.part), self.key, None)
+        holder: object = measurement
+        for name in self.part.split("."):
+            holder = getattr(holder, name, None)
+        value: float | None = getattr(holder, self.key, None)
         return value
 
 
@@ -77,10 +83,18 @@ _PERCENTILES = tuple(
     Figure(f"latency p{percent}", "latency", f"p{percent}_ns", _milliseconds, relative=False)
     for percent in (50, 90, 95, 99)
 )
+_GPU_TIMES = (
+    Figure("GPU time, median of windows", "latency.gpu", "median_ns", _milliseconds),
+    *(
+        Figure(f"GPU time p{percent}", "latency.gpu", f"p{percent}_ns", _milliseconds, relative=False)
+        for percent in (50, 90, 95, 99)
+    ),
+)
 _MEMORY = (
     Figure("private memory", "memory", "private_bytes", _bytes),
     Figure("mapped files", "memory", "mapped_bytes", _bytes),
     Figure("peak RSS, whole process", "memory", "peak_rss_bytes", _bytes),
+    Figure("GPU memory", "memory", "device_bytes", _bytes),
 )
 
 
@@ -88,13 +102,17 @@ def rows(result: BenchResult) -> list[Row]:
     """All figures that at least one subject has, beside those of the baseline."""
     found = [
         Row("runtime", tuple(_runtime(m) for m in result.measurements)),
+        Row("run and timed", tuple(_settings(m) for m in result.measurements)),
         _accuracy_row(result),
         Row("same top-1 as float, at export", tuple(_parity(m) for m in result.measurements)),
         Row("golden outputs", tuple(_golden(m) for m in result.measurements)),
         *(_figure_row(result, figure) for figure in (*_SIZES, *_TIMES)),
         _comparison_row(result),
-        *(_figure_row(result, figure) for figure in (*_PERCENTILES, *_MEMORY)),
+        *(_figure_row(result, figure) for figure in (*_PERCENTILES, *_GPU_TIMES, *_MEMORY)),
+        _energy_row(result),
     ]
+    if result.void:
+        found = [replace(r, name=f"VOID: {r.name}") if r.name.startswith(_TIMED_ROWS) else r for r in found]
     return [row for row in found if any(cell != _NOTHING for cell in row.cells)]
 
 
@@ -143,6 +161,8 @@ def caption(result: BenchResult) -> str:
             f"subjects in turns, {result.options['windows']} windows. Private memory: what loading and "
             "running added to a process with the runtime imported."
         )
+    if result.telemetry is not None:
+        lines.append(summarise_telemetry(result.telemetry))
     return "\n".join([*lines, *(f"Note: {note}" for note in result.notes)])
 
 
@@ -201,9 +221,32 @@ def _comparison_row(result: BenchResult) -> Row:
     return Row(name, tuple(compared.get(m.subject, _NOTHING) for m in result.measurements))
 
 
+def _energy_row(result: BenchResult) -> Row:
+    energies = [m.energy for m in result.measurements]
+    known = [e for e in energies if e is not None]
+    what = "/".join(sorted({f"whole {e.scope}, {e.rail}" for e in known}))
+    return Row(
+        f"energy of an inference ({what})",
+        tuple(_NOTHING if e is None else f"{e.millijoules:,.3f} mJ" for e in energies),
+    )
+
+
 def _runtime(measurement: Measurement) -> str:
     kernels = ", reference kernels" if measurement.kernels == "reference" else ""
     return f"{measurement.runtime}{kernels}"
+
+
+def _settings(measurement: Measurement) -> str:
+    """The settings that a reader must know to compare, in words."""
+    settings = measurement.settings
+    parts = []
+    if "copies" in settings:
+        parts.append("with copies" if settings["copies"] else "without copies")
+    if "cuda_graph" in settings:
+        parts.append("CUDA graph" if settings["cuda_graph"] else "no CUDA graph")
+    if "wait" in settings:
+        parts.append("CPU blocks" if settings["wait"] == "block" else "CPU spins")
+    return ", ".join(parts) or _NOTHING
 
 
 def _parity(measurement: Measurement) -> str:

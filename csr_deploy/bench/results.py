@@ -6,18 +6,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from csr_deploy.bench.telemetry import Energy, Telemetry
+
 SCHEMA_VERSION = 1
 
 TIMED_REGION: Mapping[str, str] = {
     "inputs": "up to 16 golden pictures of an artifact in turn, seeded noise for a checkpoint",
     "load": "from a model file in the page cache to a session that is ready to run: reading, graph "
-    "optimisation, kernel preparation and allocation; importing the runtime's package is not in it",
+    "optimisation, kernel preparation and allocation; importing the runtime's package, starting CUDA and "
+    "building an engine are not in it",
     "first": "the first inference after loading",
     "latency": "one inference: from handing an encoded input array to the runtime's Python call to holding "
     "the outputs as a NumPy array; the copies in and out are in it, decoding, resizing, normalising and "
-    "quantising the picture are not, nor are Python's garbage collections",
+    "quantising the picture are not, nor are Python's garbage collections; where settings.copies is false, "
+    "from the input on the GPU to the end of the execution there, copies not included",
+    "gpu": "the same inferences by the GPU's own clock: from before the first kernel to after the last one, "
+    "without copies",
     "memory": "in a process of its own; private and mapped bytes are what loading and a few inferences added "
     "to a process that had already imported the runtime, peak_rss_bytes is that whole process at its largest",
+    "energy": "mean power of the whole board or module in the timed windows, idle power included, times the "
+    "mean time of an inference",
 }
 
 
@@ -71,6 +79,20 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class GpuTime:
+    """Times of the same inferences on the GPU, see `TIMED_REGION`; fields as in `Latency`."""
+
+    median_ns: float
+    p50_ns: float
+    p90_ns: float
+    p95_ns: float
+    p99_ns: float
+    min_ns: int
+    max_ns: int
+    windows_ns: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Latency:
     """Times of inferences.
 
@@ -86,6 +108,7 @@ class Latency:
         min_ns: Fastest.
         max_ns: Slowest.
         windows_ns: Every sample, one list a window, in order.
+        gpu: None where no GPU ran or the runtime does not tell.
     """
 
     load_ns: int
@@ -99,6 +122,7 @@ class Latency:
     min_ns: int
     max_ns: int
     windows_ns: tuple[tuple[int, ...], ...]
+    gpu: GpuTime | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +137,9 @@ class Memory:
         baseline_private_bytes: What `private_bytes` was subtracted from: Python with the runtime imported.
         inferences: How many were run before reading.
         source: What was read: "smaps_rollup" (anonymous + swapped) or "psutil" (unique set size).
+        device_bytes: Memory of the GPU that loading and running took, the CUDA context not counted: fall of
+            the free memory, other programs' changes included. On a Jetson it is part of the main memory.
+            None without a GPU.
     """
 
     private_bytes: int
@@ -121,6 +148,7 @@ class Memory:
     baseline_private_bytes: int
     inferences: int
     source: str
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +172,10 @@ class Measurement:
         latency: None where it was not asked for.
         memory: Likewise.
         parity: What the export found when it compared the artifact with its checkpoint; plain values.
+        energy: Of one inference (of a batch, like the latency); None where the machine does not tell.
+        settings: What else the runtime says of how it ran; plain values. Of the trt runtime: `copies`,
+            `cuda_graph` and `wait` as in `RuntimeOptions`, `gpu`, `cuda_driver`, and `engine` and
+            `engine_sha256`, its file name and identity.
     """
 
     subject: str
@@ -162,6 +194,8 @@ class Measurement:
     latency: Latency | None = None
     memory: Memory | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
+    energy: Energy | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -239,6 +273,9 @@ class BenchResult:
         measurements: One a subject.
         comparisons: One for every other subject.
         notes: What a reader must know, e.g. that the machine was busy.
+        telemetry: The machine while latencies were taken; None where that was not asked for.
+        void: Why latencies and energies are void, e.g. because the machine was throttled; empty where they
+            are good.
     """
 
     quick: bool
@@ -250,6 +287,8 @@ class BenchResult:
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = ()
+    telemetry: Telemetry | None = None
+    void: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values with the schema version first."""

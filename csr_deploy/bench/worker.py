@@ -57,7 +57,16 @@ class Session:
         return asdict(read_state())
 
     def start(
-        self, path: str, kind: str, runtime: str | None, threads: int, kernels: str | None, batch: int
+        self,
+        path: str,
+        kind: str,
+        runtime: str | None,
+        threads: int,
+        kernels: str | None,
+        batch: int,
+        cuda_graph: bool | None = None,
+        copies: bool | None = None,
+        wait: str | None = None,
     ) -> dict[str, Any]:
         """Reads the subject; answers what identifies it and what will run it.
 
@@ -68,6 +77,9 @@ class Session:
             threads: See `RuntimeOptions`.
             kernels: Likewise.
             batch: Batch size of a checkpoint; an artifact has its own.
+            cuda_graph: See `RuntimeOptions`.
+            copies: Likewise.
+            wait: Likewise.
         """
         if kind == "artifact":
             artifact = read_artifact(path)
@@ -79,7 +91,8 @@ class Session:
             from csr_deploy.checkpoint import file_sha256
 
             sha256, target = file_sha256(Path(path)), "checkpoint"
-        self._runtime = open_runtime(runtime, self._subject, RuntimeOptions(threads, kernels))
+        options = RuntimeOptions(threads, kernels, cuda_graph, copies, wait)
+        self._runtime = open_runtime(runtime, self._subject, options)
         self._runtime.prepare()
         return {
             "network": self._subject.name,
@@ -93,8 +106,12 @@ class Session:
             "batch": self._subject.input.shape[0],
         }
 
+    def build(self) -> None:
+        """Makes what the runtime makes once for a machine, such as an engine."""
+        self._runtime.build(self._emit)
+
     def check(self) -> dict[str, Any]:
-        """Loads the model; answers its sizes, the golden check and what the export found."""
+        """Loads the model; answers its sizes, the golden check, what the export found and how it runs."""
         self._runtime.__enter__()
         file_bytes = self._subject.model_file.stat().st_size
         if isinstance(self._subject, Artifact):
@@ -110,7 +127,8 @@ class Session:
             golden, parity = None, {}
             figures = _checkpoint_figures(self._subject)
         sizes = {"file_bytes": file_bytes, "arena_bytes": self._runtime.arena, **figures}
-        return {"sizes": sizes, "golden": golden, "parity": parity}
+        settings = dict(self._runtime.settings)
+        return {"sizes": sizes, "golden": golden, "parity": parity, "settings": settings}
 
     def accuracy(self, data: str, limit: int | None, seed: int) -> dict[str, Any]:
         """Classifies a test set; after `check`."""
@@ -129,10 +147,14 @@ class Session:
 
     def warm_up(self, runs: int, seconds: float) -> int:
         """Runs untimed, at least that often and that long; answers how often."""
-        return len(self._timed(runs, seconds))
+        return len(self._timed(runs, seconds)["wall"])
 
-    def window(self, runs: int, seconds: float, settle: int) -> list[int]:
-        """Times inferences, at least that many and that long, after a few that bring the caches back."""
+    def window(self, runs: int, seconds: float, settle: int) -> dict[str, list[int]]:
+        """Times inferences, at least that many and that long, after a few that bring the caches back.
+
+        Returns:
+            Nanoseconds: under "wall" of the whole inference, under "gpu" of the GPU where the runtime tells.
+        """
         self._timed(settle, 0.0)
         # A collection is Python's cost, not the model's, and comes at random.
         gc.collect()
@@ -159,14 +181,19 @@ class Session:
             "baseline_private_bytes": before.private_bytes,
             "inferences": runs,
             "source": after.source,
+            "device_bytes": self._runtime.device_bytes,
         }
 
-    def _timed(self, runs: int, seconds: float) -> list[int]:
-        samples: list[int] = []
+    def _timed(self, runs: int, seconds: float) -> dict[str, list[int]]:
+        wall: list[int] = []
+        gpu: list[int] = []
         end = time.perf_counter() + seconds
-        while len(samples) < runs or time.perf_counter() < end:
-            samples.append(self._runtime.run(next(self._inputs)).nanoseconds)
-        return samples
+        while len(wall) < runs or time.perf_counter() < end:
+            run = self._runtime.run(next(self._inputs))
+            wall.append(run.nanoseconds)
+            if run.gpu_nanoseconds is not None:
+                gpu.append(run.gpu_nanoseconds)
+        return {"wall": wall, "gpu": gpu}
 
 
 def _whole(values: Mapping[str, Any], key: str) -> int | None:

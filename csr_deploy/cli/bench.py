@@ -15,7 +15,7 @@ from rich.table import Table
 
 from csr_deploy.atomic import atomic_write
 from csr_deploy.cli.common import VersionOption, new_app, run, stderr, stdout
-from csr_deploy.errors import OptionError
+from csr_deploy.errors import BenchError, OptionError
 
 app = new_app()
 
@@ -45,10 +45,29 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     runtime: Annotated[
         str | None,
-        typer.Option(help="litert, ort, tflm or torch. [default: the one that each subject is made for]"),
+        typer.Option(
+            help="litert, ort, tflm, torch or trt. [default: the one that each subject is made for]"
+        ),
     ] = None,
     kernels: Annotated[
         str | None, typer.Option(help="optimized or reference. [default: the runtime's own]")
+    ] = None,
+    cuda_graph: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graph/--no-cuda-graph",
+            help="Give the GPU an inference as one CUDA graph. Only trt. [default: no]",
+        ),
+    ] = None,
+    copies: Annotated[
+        bool | None,
+        typer.Option(
+            "--copies/--no-copies", help="Time the copies to the GPU and back too. Only trt. [default: yes]"
+        ),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(help="How the CPU waits for the GPU: spin or block. Only trt. [default: spin]"),
     ] = None,
     latency: Annotated[
         bool, typer.Option("--latency/--no-latency", help="Measure latency and memory.")
@@ -60,6 +79,13 @@ def bench(
     seconds: Annotated[
         float | None,
         typer.Option(min=0, help="Time inferences at least that long. [default: 10; --quick: 0.3]"),
+    ] = None,
+    telemetry: Annotated[
+        str | None,
+        typer.Option(
+            help="Where clocks, power and throttling are read: auto, jtop, tegrastats, vcgencmd, sysfs or "
+            "none. [default: auto]"
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look; the result says so.")] = False,
     json_file: Annotated[
@@ -75,7 +101,8 @@ def bench(
     """Measures accuracy, size, latency and memory of networks, side by side.
 
     Golden outputs are checked before anything is timed. Every subject runs in processes of its own, latencies
-    are taken in turns, and ratios come with a bootstrap confidence interval.
+    are taken in turns, and ratios come with a bootstrap confidence interval. Where the machine was throttled
+    meanwhile the result is written, marked as void, and the exit status is 1.
     """
     from csr_deploy.bench.measure import run_plan
     from csr_deploy.bench.plan import QUICK, BenchOptions, make_plan
@@ -86,11 +113,15 @@ def bench(
         "runtime": runtime,
         "threads": threads,
         "kernels": kernels,
+        "cuda_graph": cuda_graph,
+        "copies": copies,
+        "wait": wait,
         "data": data,
         "limit": limit,
         "latency": latency,
         "images": images,
         "seconds": seconds,
+        "telemetry": telemetry,
     }
     options = replace(QUICK if quick else BenchOptions(), **{k: v for k, v in given.items() if v is not None})
     plan = make_plan(subjects, options, baseline)
@@ -100,6 +131,11 @@ def bench(
     for file, write in ((json_file, to_json), (markdown_file, markdown)):
         if file is not None:
             _write(file, write(result))
+    if result.void:
+        raise BenchError(
+            f"the latencies are void: {'; '.join(result.void)}",
+            fix="Let it cool down, or give it a stronger supply or a lower power mode; then repeat.",
+        )
 
 
 class _Display:

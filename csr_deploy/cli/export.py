@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csr_deploy.cli.common import VersionOption, new_app, print_warning, run, stderr, stdout
+from csr_deploy.cli.engines import EngineArguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.status import Status
 
-    from csr_deploy.artifact import Artifact
+    from csr_deploy.artifact import Artifact, EngineRecord
+    from csr_deploy.cli.engines import EngineBuilder
 
 app = new_app()
 
@@ -86,7 +88,10 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     stdout.print(table)
 
 
-_MODEL = typer.Argument(help="Checkpoint: model.pt or .safetensors.", show_default=False)
+_MODEL = typer.Argument(
+    help="Checkpoint: model.pt or .safetensors. With --build also an artifact that csr-export made.",
+    show_default=False,
+)
 _TARGET = typer.Option("--target", "-t", help="Target; may be given several times.", show_default=False)
 _OUT = typer.Option("--out", "-o", help="Folder that receives the artifacts.")
 _CALIBRATION = typer.Option(
@@ -97,6 +102,34 @@ _CALIBRATION = typer.Option(
 )
 _AGREEMENT = typer.Option(
     help="Smallest share of images with float's top-1 class.", show_default="the target's"
+)
+_PROFILE = typer.Option(
+    metavar="MIN:USUAL:MAX",
+    help="Leave the batch size open, instead of --batch; ONNX and TensorRT only. The graph is checked with, "
+    "and an engine tuned for, the usual size.",
+    show_default=False,
+)
+_ENGINES = "TensorRT engines"
+_BUILD = typer.Option(
+    "--build",
+    help="Build the engines of tensorrt targets: for the GPU of this machine, or ahead of time.",
+    rich_help_panel=_ENGINES,
+)
+_CAPABILITY = typer.Option(
+    help="Build ahead of time for this compute capability, e.g. 8.6; may be given several times.",
+    show_default="this machine's GPU",
+    rich_help_panel=_ENGINES,
+)
+_LEVEL = typer.Option(
+    help="0 (fast build) to 5 (fast engine).", show_default="the library's", rich_help_panel=_ENGINES
+)
+_WORKSPACE = typer.Option(
+    help="Most scratch memory of a layer, in MiB.", show_default="the library's", rich_help_panel=_ENGINES
+)
+_TIMING_CACHE = typer.Option(
+    help="File that keeps measured kernels for the next build.",
+    show_default=False,
+    rich_help_panel=_ENGINES,
 )
 
 
@@ -115,11 +148,17 @@ def export(
     ] = "least-squares",
     bias_correction: Annotated[bool, typer.Option(help="Correct the mean error of every channel.")] = True,
     batch: Annotated[int, typer.Option(help="Batch size of the static graph.")] = 1,
+    batch_profile: Annotated[str | None, _PROFILE] = None,
     seed: Annotated[int, typer.Option(help="Fixes the images drawn.")] = 0,
     name: Annotated[
         str | None, typer.Option(help="Name of the artifacts.", show_default="the file's")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing artifacts.")] = False,
+    build: Annotated[bool, _BUILD] = False,
+    compute_capability: Annotated[list[str] | None, _CAPABILITY] = None,
+    builder_optimization_level: Annotated[int | None, _LEVEL] = None,
+    workspace: Annotated[int | None, _WORKSPACE] = None,
+    timing_cache: Annotated[Path | None, _TIMING_CACHE] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     list_targets: Annotated[bool, typer.Option("--list-targets", help="Show every target and exit.")] = False,
     version: VersionOption = False,
@@ -128,19 +167,76 @@ def export(
     if list_targets:
         _list_targets(as_json)
         return
+    engines = EngineArguments(
+        tuple(compute_capability or ()), builder_optimization_level, workspace, timing_cache
+    )
+    if not build and engines != EngineArguments():
+        raise typer.BadParameter("the options of TensorRT engines need --build")
+    if model is not None and model.is_dir():
+        _build_existing(model, target, engines, build=build, as_json=as_json)
+        return
     if model is None or not target:
         raise typer.BadParameter("name a checkpoint and at least one --target (see --list-targets)")
+    profile = _batch_profile(batch_profile, batch) if batch_profile else None
     from csr_deploy.targets import find_target
 
     targets = [find_target(t) for t in dict.fromkeys(target)]
+    builder = _engine_builder(targets, engines) if build else None
     _export_all(
-        model, targets, out, calibration, name, force=force, as_json=as_json,
+        model, targets, out, calibration, name, builder, force=force, as_json=as_json,
         settings={
             "calibration_images": calibration_images, "parity_images": parity_images, "agreement": agreement,
-            "lowering": lowering, "batch": batch, "seed": seed,
+            "lowering": lowering, "batch": profile[1] if profile else batch, "seed": seed,
+            "batch_profile": profile,
         },
         ranges=ranges, bias_correction=bias_correction,
     )  # fmt: skip
+
+
+def _batch_profile(text: str, batch: int) -> tuple[int, int, int]:
+    sizes = text.split(":")
+    if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
+        raise typer.BadParameter(f"'{text}' is no batch profile: give three sizes, as in 1:8:32.")
+    least, usual, most = (int(size) for size in sizes)
+    if batch not in (1, usual):
+        raise typer.BadParameter("give --batch or --batch-profile, not both")
+    return least, usual, most
+
+
+def _engine_builder(targets: list[Any], arguments: EngineArguments) -> EngineBuilder:
+    from csr_deploy.cli.engines import prepare
+    from csr_deploy.errors import OptionError
+    from csr_deploy.runtimes.trt.engines import has_engine
+    from csr_deploy.targets import TARGETS
+
+    if not any(has_engine(t) for t in targets):
+        raise OptionError(
+            f"--build builds TensorRT engines, and {', '.join(t.name for t in targets)} has none",
+            fix=f"Add --target {' or '.join(t.name for t in TARGETS.values() if has_engine(t))}.",
+        )
+    return prepare(arguments)
+
+
+def _build_existing(
+    path: Path, target: list[str] | None, arguments: EngineArguments, *, build: bool, as_json: bool
+) -> None:
+    """Builds the engine of an artifact. Nothing here needs torch."""
+    if not build:
+        raise typer.BadParameter(f"{path} is a folder: name a checkpoint, or an artifact and --build")
+    if target:
+        raise typer.BadParameter("an artifact has its target: leave --target out")
+    from csr_deploy.artifact import read_artifact
+    from csr_deploy.cli.engines import prepare, show, summary
+    from csr_deploy.runtimes.trt.engines import check_buildable
+
+    artifact = read_artifact(path)
+    check_buildable(artifact)
+    record = prepare(arguments).build(artifact)
+    if as_json:
+        rows = [{"artifact": str(path), "target": artifact.target, "engine": summary(record)}]
+        stdout.print_json(json.dumps(rows))
+    else:
+        show([record])
 
 
 def _stage_shower(status: Status, what: str) -> Callable[[str], None]:
@@ -151,7 +247,8 @@ def _stage_shower(status: Status, what: str) -> Callable[[str], None]:
 
 
 def _export_all(
-    model: Path, targets: list[Any], out: Path, calibration: str | None, name: str | None, *,
+    model: Path, targets: list[Any], out: Path, calibration: str | None, name: str | None,
+    builder: EngineBuilder | None, *,
     force: bool, as_json: bool, settings: dict[str, Any], ranges: str, bias_correction: bool,
 ) -> None:  # fmt: skip
     from dataclasses import replace
@@ -186,7 +283,7 @@ def _export_all(
             path = artifact_directory(out, network, target)
             if path.exists():
                 raise ExportError("already exists", where=str(path), fix="Give --force, or another --out.")
-    rows = []
+    rows, artifacts = [], []
     with stderr.status("Reading images …") as status:
         data = load_export_data(network, calibration, options, quantized=any(t.quantized for t in targets))
         if data.damaged:
@@ -204,10 +301,33 @@ def _export_all(
                 on_stage=_stage_shower(status, f"{network.name} → {target.name}"),
             )
             rows.append(_summary(artifact, time.perf_counter() - start))
+            artifacts.append(artifact)
+    engines = _build_engines(builder, artifacts, rows) if builder else []
     if as_json:
         stdout.print_json(json.dumps(rows))
-    else:
-        _show(rows, out)
+        return
+    _show(rows, out)
+    if engines:
+        from csr_deploy.cli.engines import show
+
+        show(engines)
+
+
+def _build_engines(
+    builder: EngineBuilder, artifacts: list[Artifact], rows: list[dict[str, Any]]
+) -> list[EngineRecord]:
+    """Builds the engines of the artifacts that have one, and adds them to the rows of --json."""
+    from csr_deploy.cli.engines import summary
+    from csr_deploy.runtimes.trt.engines import has_engine
+    from csr_deploy.targets import find_target
+
+    records = []
+    for artifact, row in zip(artifacts, rows, strict=True):
+        if has_engine(find_target(artifact.target)):
+            record = builder.build(artifact)
+            row["engine"] = summary(record)
+            records.append(record)
+    return records
 
 
 def main() -> None:

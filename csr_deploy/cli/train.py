@@ -114,6 +114,9 @@ def train(
         float | None,
         typer.Option(help="Peak learning rate of Muon for convolution kernels; 0 for SGD alone."),
     ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps in which the one cycle's rate rises.")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 penalty.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="0 for none.")] = None,
     ema: Annotated[
@@ -159,6 +162,7 @@ def train(
         "learning_rate": lr,
         "momentum": momentum,
         "muon_rate": muon_lr,
+        "warmup": warmup,
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "ema_decay": ema,

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from csr_deploy.quantize.scheme import FIXED_OUTPUT, SAME_SCALE_OPS
+from csr_deploy.quantize.scheme import Scheme
 from csr_deploy.unroll.graph import Graph, GraphEditor
 
 
-def scale_groups(graph: Graph) -> dict[str, str]:
+def scale_groups(graph: Graph, scheme: Scheme) -> dict[str, str]:
     """Value name → representative of its group, for every value of the graph."""
     parent = {name: name for name in graph.shapes}
 
@@ -21,19 +21,19 @@ def scale_groups(graph: Graph) -> dict[str, str]:
         return name
 
     for node in graph.nodes:
-        if node.op in SAME_SCALE_OPS:
+        if node.op in scheme.same_scale:
             for name in node.inputs:
                 if name in parent:
                     parent[find(name)] = find(node.output)
     return {name: find(name) for name in graph.shapes}
 
 
-def separate_fixed_scales(graph: Graph) -> Graph:
+def separate_fixed_scales(graph: Graph, scheme: Scheme) -> Graph:
     """Gives a value of prescribed scale a scale of its own choice before it joins a concatenation.
 
     A sigmoid ends at 1 by specification; without this, what it is joined with would be clipped there.
     """
-    fixed = {n.output for n in graph.nodes if n.op in FIXED_OUTPUT}
+    fixed = {n.output for n in graph.nodes if n.op in scheme.fixed_output}
     if not any(n.op == "concat" and fixed.intersection(n.inputs) for n in graph.nodes):
         return graph
     editor = GraphEditor(graph)
@@ -53,6 +53,6 @@ def separate_fixed_scales(graph: Graph) -> Graph:
     return editor.done()
 
 
-def fixed_groups(graph: Graph, groups: dict[str, str]) -> dict[str, str]:
+def fixed_groups(graph: Graph, groups: dict[str, str], scheme: Scheme) -> dict[str, str]:
     """Representative → operation that prescribes the group's scale."""
-    return {groups[n.output]: n.op for n in graph.nodes if n.op in FIXED_OUTPUT}
+    return {groups[n.output]: n.op for n in graph.nodes if n.op in scheme.fixed_output}

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csr_deploy.quantize.scheme import QMAX, QMIN, activation_quantization
+from csr_deploy.quantize.scheme import QMAX, QMIN, Scheme
 from csr_deploy.types import Quantization
 from csr_deploy.unroll.evaluate import evaluate
 from csr_deploy.unroll.graph import Graph, Node
@@ -35,16 +35,16 @@ class Statistics:
         index = torch.randint(0, flat.numel(), (_SAMPLES_PER_BATCH,), generator=generator)
         self.samples.append(flat[index].float().numpy())
 
-    def min_max(self) -> Quantization:
+    def min_max(self, scheme: Scheme) -> Quantization:
         """Covers everything seen."""
-        return activation_quantization(self.low, self.high)
+        return scheme.choose(self.low, self.high)
 
-    def least_squares(self) -> Quantization:
+    def least_squares(self, scheme: Scheme) -> Quantization:
         """The range whose quantisation error (rounding and clipping) over the sample is smallest."""
         values = np.concatenate([*self.samples, np.asarray([self.low, self.high], np.float32)])
-        best, least = self.min_max(), np.inf
+        best, least = self.min_max(scheme), np.inf
         for ratio in _RATIOS:
-            candidate = activation_quantization(self.low * ratio, self.high * ratio)
+            candidate = scheme.choose(self.low * ratio, self.high * ratio)
             integers = np.clip(np.rint(values / candidate.scale) + candidate.zero_point, QMIN, QMAX)
             error = float(np.square((integers - candidate.zero_point) * candidate.scale - values).mean())
             if error < least:

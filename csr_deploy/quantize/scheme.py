@@ -1,12 +1,13 @@
-"""What an int8 graph is: TFLite's int8 specification, which ONNX Q/DQ can express as well.
+"""What an int8 graph is, for the formats that differ in it.
 
-Activations: int8, affine, per tensor. Weights: int8, symmetric, per output channel. Biases: int32 with scale
-input·weight, zero point 0. Operations that only move values have one scale for input and output.
+Everywhere: activations are int8 per tensor, weights int8, symmetric, per output channel, biases int32 with
+scale input·weight. TFLite's specification (`AFFINE`), which ONNX Runtime takes as well, quantises every
+value. TensorRT (`SYMMETRIC`) has no zero points and leaves real what a kernel keeps in its accumulator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ QMIN, QMAX = -128, 127
 SAME_SCALE_OPS = frozenset({"slice", "pad", "reshape", "transpose", "concat", "max_pool2d", "avg_pool2d"})
 """Operations whose inputs and output must have one scale in TFLite."""
 
-FIXED_OUTPUT: dict[str, Quantization] = {
+_FIXED_OUTPUT: dict[str, Quantization] = {
     "sigmoid": Quantization(1 / 256, -128),
     "softmax": Quantization(1 / 256, -128),
     "tanh": Quantization(1 / 128, 0),
@@ -51,7 +52,7 @@ class QuantizedGraph:
 
     Attributes:
         graph: The float graph; conv2d, linear and affine nodes are the ones with integer weights.
-        activations: Value name → quantisation.
+        activations: Value name → quantisation; values that stay real have none.
         weights: Constant name → integer weight; tied weights have one entry.
         biases: Output name of a node → int32 bias [O].
     """
@@ -83,3 +84,86 @@ def activation_quantization(low: float, high: float) -> Quantization:
     scale = float(np.float32((high - low) / (QMAX - QMIN)))
     zero_point = int(np.clip(round(QMIN - low / scale), QMIN, QMAX))
     return Quantization(scale, zero_point)
+
+
+def symmetric_quantization(low: float, high: float) -> Quantization:
+    """The quantisation without zero point whose integers cover [low, high]."""
+    largest = max(-low, high, 0.0)
+    return Quantization(float(np.float32(largest / QMAX)) if largest > 1e-9 else 1.0 / QMAX, 0)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a format's integers can be.
+
+    Attributes:
+        weighted: Operations with integer weights.
+        same_scale: Operations whose inputs and output have one scale.
+        fixed_output: Operation → the scale its output must have.
+        choose: (low, high) → the quantisation that covers it.
+        real: Graph and scale groups → values that are not quantised.
+        real_constants: Whether constant operands of add and mul stay real.
+    """
+
+    weighted: frozenset[str]
+    same_scale: frozenset[str]
+    fixed_output: Mapping[str, Quantization]
+    choose: Callable[[float, float], Quantization]
+    real: Callable[[Graph, Mapping[str, str]], frozenset[str]]
+    real_constants: bool
+
+
+def _none_real(graph: Graph, groups: Mapping[str, str]) -> frozenset[str]:
+    return frozenset()
+
+
+def _real_between_kernels(graph: Graph, groups: Mapping[str, str]) -> frozenset[str]:
+    """Values that no int8 kernel of TensorRT reads.
+
+    Its kernels convolve int8, add an int8 branch to the accumulator, apply a ReLU and round once: what a
+    convolution gives to such an addition, the additions' other branch aside, is never seen outside. All other
+    operations run in floating point between them, fused, so that rounding in between would only cost.
+    """
+    consumers = graph.consumers()
+    producers = graph.producers()
+    order = {node.output: index for index, node in enumerate(graph.nodes)}
+    inside, read = set(), set()
+    for node in graph.nodes:
+        if node.op in ("conv2d", "linear"):
+            read.add(node.inputs[0])
+        if node.op != "add":
+            continue
+        summed = [
+            name
+            for name in node.inputs
+            if name in producers
+            and producers[name].op == "conv2d"
+            and producers[name].attrs.get("activation") is None
+            and [n.output for n in consumers[name]] == [node.output]
+            and graph.shapes[name] == graph.shapes[node.output]
+        ]
+        if summed and node.inputs[0] != node.inputs[1]:
+            fused = max(summed, key=lambda name: order[name])
+            inside.add(fused)
+            read.update(n for n in node.inputs if n != fused and n in graph.shapes)
+    groups_read = {groups[name] for name in read}
+    integer = {name for name in graph.shapes if groups[name] in groups_read} - inside - {graph.output}
+    return frozenset(graph.shapes) - frozenset(integer)
+
+
+AFFINE = Scheme(
+    frozenset({"conv2d", "linear", "affine"}),
+    SAME_SCALE_OPS,
+    _FIXED_OUTPUT,
+    activation_quantization,
+    _none_real,
+    real_constants=False,
+)
+SYMMETRIC = Scheme(
+    frozenset({"conv2d", "linear"}),
+    SAME_SCALE_OPS - {"avg_pool2d"},
+    {},
+    symmetric_quantization,
+    _real_between_kernels,
+    real_constants=True,
+)

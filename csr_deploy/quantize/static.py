@@ -22,10 +22,10 @@ from csr_deploy.errors import OptionError
 from csr_deploy.quantize.groups import fixed_groups, scale_groups, separate_fixed_scales
 from csr_deploy.quantize.ranges import Statistics, collect
 from csr_deploy.quantize.scheme import (
-    FIXED_OUTPUT,
+    AFFINE,
     QuantizedGraph,
+    Scheme,
     WeightQuantization,
-    activation_quantization,
     quantize_weight,
 )
 from csr_deploy.quantize.simulate import fake_quantize
@@ -33,7 +33,6 @@ from csr_deploy.types import Quantization
 from csr_deploy.unroll.evaluate import activate, evaluate_node, linear_part, torch_constants
 from csr_deploy.unroll.graph import Graph, Node
 
-WEIGHTED_OPS = ("conv2d", "linear", "affine")
 RANGES = ("least-squares", "min-max")
 _LEAST_IMAGES = 16
 _MOST_VALUES = 64_000_000
@@ -60,7 +59,11 @@ class QuantizeOptions:
 
 
 def quantize(
-    graph: Graph, calibration: Sequence[Tensor], preprocessing: Preprocessing, options: QuantizeOptions
+    graph: Graph,
+    calibration: Sequence[Tensor],
+    preprocessing: Preprocessing,
+    options: QuantizeOptions,
+    scheme: Scheme = AFFINE,
 ) -> QuantizedGraph:
     """Quantises a static graph.
 
@@ -69,32 +72,33 @@ def quantize(
         calibration: Batches [N, C, H, W] float32 of normalised calibration images.
         preprocessing: Gives the exact range of the input.
         options: How.
+        scheme: What the format's integers can be.
     """
-    graph = separate_fixed_scales(graph)
-    groups = scale_groups(graph)
+    graph = separate_fixed_scales(graph, scheme)
+    groups = scale_groups(graph, scheme)
     found = collect(graph, calibration, groups, options.seed)
-    scales = _choose(graph, groups, found, preprocessing, options)
-    activations = {name: scales[groups[name]] for name in graph.shapes}
+    scales = _choose(graph, groups, found, preprocessing, options, scheme)
+    real = scheme.real(graph, groups)
+    activations = {name: scales[groups[name]] for name in graph.shapes if name not in real}
     weights: dict[str, WeightQuantization] = {}
     for node in graph.nodes:
-        if node.op in WEIGHTED_OPS and node.inputs[1] not in weights:
+        if node.op in scheme.weighted and node.inputs[1] not in weights:
             weights[node.inputs[1]] = quantize_weight(graph.constants[node.inputs[1]])
-    constants = _constant_operands(graph)
+    constants = _constant_operands(graph, scheme)
     quantized = QuantizedGraph(graph, {**activations, **constants}, weights, {})
-    return QuantizedGraph(
-        graph, quantized.activations, weights, _biases(quantized, calibration, options.bias_correction)
-    )
+    biases = _biases(quantized, calibration, options.bias_correction)
+    return QuantizedGraph(graph, quantized.activations, weights, biases)
 
 
-def _constant_operands(graph: Graph) -> dict[str, Quantization]:
+def _constant_operands(graph: Graph, scheme: Scheme) -> dict[str, Quantization]:
     """Quantisation of constants that stand as operands of add and mul."""
     out: dict[str, Quantization] = {}
     for node in graph.nodes:
-        if node.op in ("add", "mul"):
+        if node.op in ("add", "mul") and not scheme.real_constants:
             for name in node.inputs:
                 if name in graph.constants:
                     value = graph.constants[name]
-                    out[name] = activation_quantization(float(value.min()), float(value.max()))
+                    out[name] = scheme.choose(float(value.min()), float(value.max()))
     return out
 
 
@@ -104,12 +108,13 @@ def _choose(
     found: dict[str, Statistics],
     preprocessing: Preprocessing,
     options: QuantizeOptions,
+    scheme: Scheme,
 ) -> dict[str, Quantization]:
-    fixed = fixed_groups(graph, groups)
+    fixed = fixed_groups(graph, groups, scheme)
     out: dict[str, Quantization] = {}
     for group, statistics in found.items():
         if group in fixed:
-            out[group] = FIXED_OUTPUT[fixed[group]]
+            out[group] = scheme.fixed_output[fixed[group]]
         elif group == groups[graph.input]:
             bounds = [
                 (np.array([0.0, 1.0]) - m) / s
@@ -120,13 +125,22 @@ def _choose(
                 min(float(np.min(bounds)), statistics.low),
                 max(float(np.max(bounds)), statistics.high),
             )
-            out[group] = activation_quantization(low, high)
+            out[group] = scheme.choose(low, high)
         elif group == groups[graph.output] or options.ranges == "min-max":
             # Clipping logits would tie the classes that matter most.
-            out[group] = statistics.min_max()
+            out[group] = statistics.min_max(scheme)
         else:
-            out[group] = statistics.least_squares()
+            out[group] = statistics.least_squares(scheme)
     return out
+
+
+def _is_weighted(node: Node, quantized: QuantizedGraph) -> bool:
+    return len(node.inputs) > 1 and node.inputs[1] in quantized.weights
+
+
+def _rounded(value: Tensor, quantized: QuantizedGraph, name: str) -> Tensor:
+    q = quantized.activations.get(name)
+    return value if q is None else fake_quantize(value, q)
 
 
 def _float_bias(graph: Graph, node: Node) -> NDArray[np.float64]:
@@ -148,7 +162,7 @@ def _biases(
     biases: dict[str, NDArray[np.int32]] = {}
     if not correct:
         for node in graph.nodes:
-            if node.op in WEIGHTED_OPS and len(node.inputs) > 2:
+            if _is_weighted(node, quantized) and len(node.inputs) > 2:
                 biases[node.output] = _integer_bias(_float_bias(graph, node), quantized.bias_scales(node))
         return biases
     # Every image goes through one node before the next node is met: what is held at once is bounded here.
@@ -162,13 +176,13 @@ def _biases(
         if name in quantized.activations:
             rounded_constants[name] = fake_quantize(exact_constants[name], quantized.activations[name])
     exact: dict[str, Tensor] = {graph.input: x}
-    rounded: dict[str, Tensor] = {graph.input: fake_quantize(x, quantized.activations[graph.input])}
+    rounded: dict[str, Tensor] = {graph.input: _rounded(x, quantized, graph.input)}
     last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     with torch.no_grad():
         for index, node in enumerate(graph.nodes):
             a = [exact[i] if i in exact else exact_constants[i] for i in node.inputs]
             b = [rounded[i] if i in rounded else rounded_constants[i] for i in node.inputs]
-            if node.op in WEIGHTED_OPS:
+            if _is_weighted(node, quantized):
                 scales = quantized.bias_scales(node)
                 exact_sum, rounded_sum = linear_part(node, a), linear_part(node, b)
                 axes = [0, *range(2, exact_sum.ndim)]
@@ -185,7 +199,7 @@ def _biases(
             else:
                 exact[node.output] = evaluate_node(node, a)
                 value = evaluate_node(node, b)
-            rounded[node.output] = fake_quantize(value, quantized.activations[node.output])
+            rounded[node.output] = _rounded(value, quantized, node.output)
             for name in set(node.inputs):
                 if last[name] == index and name != graph.output:
                     exact.pop(name, None)

@@ -19,6 +19,8 @@ HEAVY = {
     "onnxruntime",
     "PIL",
     "safetensors",
+    "tensorrt",
+    "tensorrt_rtx_bindings",
     "tflite_micro",
     "torch",
 }
@@ -43,7 +45,14 @@ def loaded_modules(code: str, *arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["csr_deploy.artifact", "csr_deploy.bench", "csr_deploy.data", "csr_deploy.runtimes"]
+    "module",
+    [
+        "csr_deploy.artifact",
+        "csr_deploy.bench",
+        "csr_deploy.data",
+        "csr_deploy.runtimes",
+        "csr_deploy.runtimes.trt.engines",
+    ],
 )
 def test_the_device_side_needs_no_torch_and_no_exporter(module: str) -> None:
     block = f"sys.modules.update(dict.fromkeys({NOT_ON_A_DEVICE}))"

@@ -98,7 +98,7 @@ def test_weights_are_stored_once(
 def test_the_artifact_reads_back_and_its_golden_vectors_hold(artifact: Artifact, target: Target) -> None:
     again = read_artifact(artifact.path)
     assert again.manifest() == artifact.manifest()
-    with open_runtime(None, again) as runtime:
+    with open_runtime(target.verifier, again) as runtime:
         report = verify_golden(runtime)
     assert report.exact
 
@@ -144,7 +144,7 @@ def test_int8_is_the_same_in_every_integer_runtime(
 
 @pytest.mark.parametrize("name", ["odd", "resnet20-5x3"])
 @pytest.mark.parametrize("lowering", ["stepwise", "time-major"])
-@pytest.mark.parametrize("target_name", ["onnx", "onnx-int8", "tflite-fp32", "tflite-int8"])
+@pytest.mark.parametrize("target_name", ["onnx", "onnx-int8", "tflite-fp32", "tflite-int8", "tensorrt-int8"])
 def test_every_lowering_exports(name: str, lowering: str, target_name: str, tmp_path: Path) -> None:
     network, data, _ = untrained(name)
     options = ExportOptions(agreement=0.0, lowering=lowering, batch=2)

@@ -13,7 +13,13 @@ from csr_deploy.errors import OptionError
 from csr_deploy.exporters.tflite_legalise import legalise
 from csr_deploy.quantize import QuantizedGraph, QuantizeOptions, quantize
 from csr_deploy.quantize.ranges import Statistics
-from csr_deploy.quantize.scheme import SAME_SCALE_OPS, activation_quantization, quantize_weight
+from csr_deploy.quantize.scheme import (
+    AFFINE,
+    SAME_SCALE_OPS,
+    SYMMETRIC,
+    activation_quantization,
+    quantize_weight,
+)
 from csr_deploy.types import Quantization
 from csr_deploy.unroll.lowering import unroll
 from tests.networks import NETWORKS
@@ -47,7 +53,7 @@ def test_one_outlier_does_not_set_the_range() -> None:
     values[0] = 12.0
     statistics.observe(values, torch.Generator().manual_seed(0))
     statistics.samples = [values.numpy()]
-    assert statistics.least_squares().scale < 0.8 * statistics.min_max().scale
+    assert statistics.least_squares(AFFINE).scale < 0.8 * statistics.min_max(AFFINE).scale
 
 
 def test_rounding_is_half_away_from_zero() -> None:
@@ -115,3 +121,29 @@ def test_quantising_twice_gives_the_same_integers() -> None:
     first, second = (quantize(graph, [x], preprocessing, QuantizeOptions(seed=3)) for _ in range(2))
     assert first.activations == second.activations
     assert all(np.array_equal(first.biases[k], second.biases[k]) for k in first.biases)
+
+
+def test_the_symmetric_scheme_rounds_only_where_a_kernel_reads() -> None:
+    build, (channels, height, width) = NETWORKS["resnet20-5x3"]
+    graph = unroll(build(), (1, channels, height, width))
+    x = torch.randn(16, channels, height, width, generator=torch.Generator().manual_seed(0))
+    preprocessing = Preprocessing(height, width, (0.5,) * channels, (0.25,) * channels)
+    made = quantize(graph, [x], preprocessing, QuantizeOptions(), SYMMETRIC)
+    assert {q.zero_point for q in made.activations.values()} == {0}
+    assert graph.output not in made.activations
+    producers, consumers = graph.producers(), graph.consumers()
+    for node in graph.nodes:
+        if node.op in ("conv2d", "linear"):
+            assert node.inputs[0] in made.activations
+        if node.op == "concat":
+            assert len({made.activations[i].scale for i in (*node.inputs, node.output)}) == 1
+    fused = 0
+    for node in graph.nodes:
+        summed = [i for i in node.inputs if i in producers and producers[i].op == "conv2d"]
+        if node.op == "add" and summed:
+            fused += 1
+            accumulators = [i for i in node.inputs if i not in made.activations]
+            assert len(accumulators) == 1
+            assert accumulators[0] in summed
+            assert [c.output for c in consumers[accumulators[0]]] == [node.output]
+    assert fused
