@@ -130,10 +130,14 @@ def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None
     if not paths:
         raise OptionError("there is nothing to measure", fix="Name artifacts or checkpoints.")
     found = [_find_subject(path) for path in paths]
-    counts = Counter(label for label, _ in found)
+    if options.runtime is not None:
+        # Before the first of them is measured for minutes.
+        for label, _, file in found:
+            _check_suffix(options.runtime, label, file)
+    counts = Counter(label for label, _, _ in found)
     seen: Counter[str] = Counter()
     subjects = []
-    for path, (label, kind) in zip(paths, found, strict=True):
+    for path, (label, kind, _) in zip(paths, found, strict=True):
         seen[label] += 1
         unique = f"{label}#{seen[label]}" if counts[label] > 1 else label
         subjects.append(BenchSubject(unique, path, kind))
@@ -150,7 +154,17 @@ def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None
     return BenchPlan(tuple(subjects), named[0].label, options)
 
 
-def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"]]:
+def _check_suffix(runtime: str, label: str, file: str) -> None:
+    suffixes = find_runtime(runtime).suffixes
+    if Path(file).suffix not in suffixes:
+        raise OptionError(
+            f"the {runtime} runtime runs {' and '.join(suffixes)} files, this is {file}",
+            where=label,
+            fix="Leave the runtime out to use the one made for it, or measure it in a run of its own.",
+        )
+
+
+def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"], str]:
     if path.is_dir():
         if not (path / MANIFEST).is_file() and (path / "model.pt").is_file():
             raise CheckpointError(
@@ -159,7 +173,7 @@ def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"]]:
                 fix=f"Name the checkpoint: {path / 'model.pt'}",
             )
         artifact = read_artifact(path)
-        return f"{artifact.name}-{artifact.target}", "artifact"
+        return f"{artifact.name}-{artifact.target}", "artifact", artifact.files[0].name
     if not path.is_file():
         raise CheckpointError(
             "does not exist",
@@ -171,4 +185,5 @@ def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"]]:
             "is a file of an artifact", where=str(path), fix=f"Name the artifact itself: {path.parent}"
         )
     # The usual file name, model.pt, says nothing; its folder does.
-    return (path.parent.resolve().name if path.stem == "model" else path.stem), "checkpoint"
+    label = path.parent.resolve().name if path.stem == "model" else path.stem
+    return label, "checkpoint", path.name

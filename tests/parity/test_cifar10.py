@@ -11,7 +11,10 @@ from csr_deploy.artifact import Artifact
 from csr_deploy.data import ImageSet, class_map, open_dataset, sample
 from csr_deploy.export import ExportOptions, Network, export, load_export_data
 from csr_deploy.runtimes import RuntimeOptions, open_runtime
+from csr_deploy.runtimes.trt.build import BuildOptions
+from csr_deploy.runtimes.trt.engines import build_engine_for, identify
 from csr_deploy.targets import TARGETS
+from tests.trt_models import rtx
 
 MODELS = Path(__file__).parents[2] / "demos" / "models"
 NETWORKS = sorted(p for p in MODELS.glob("*.pt") if not p.name.startswith("fashion-"))
@@ -35,6 +38,19 @@ def artifact(network: Network, cifar10_path: Path, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def few(network: Network, cifar10_path: Path) -> ImageSet:
     return sample(open_dataset(cifar10_path, "test"), network.preprocessing, 200, 5)
+
+
+@pytest.fixture(scope="module", params=["tensorrt-fp16", "tensorrt-int8"])
+def for_tensorrt(
+    request: pytest.FixtureRequest,
+    network: Network,
+    cifar10_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Artifact:
+    options = ExportOptions()
+    data = load_export_data(network, str(cifar10_path), options, quantized=True)
+    out = tmp_path_factory.mktemp(request.param) / network.name
+    return export(network, TARGETS[request.param], data, out, options)
 
 
 def test_both_networks_are_shipped() -> None:
@@ -61,6 +77,29 @@ def test_the_same_integers_in_reference_kernels_and_tflite_micro(artifact: Artif
 @pytest.mark.full
 def test_the_same_integers_on_200_images(artifact: Artifact, few: ImageSet) -> None:
     equal_in_both(artifact, few.images)
+
+
+def test_tensorrt_builds_them_for_every_generation(for_tensorrt: Artifact) -> None:
+    library = rtx()
+    identity = identify(for_tensorrt, library, BuildOptions(), ("8.0", "8.6", "8.9", "12.0"))
+    (record,) = build_engine_for(for_tensorrt, library, identity).engines
+    assert record.report["weights_several"] == 0
+    assert record.report["distinct_weights"] < record.report["weighted_calls"] or (
+        not for_tensorrt.ledger["shared"]
+    )
+
+
+@pytest.mark.full
+def test_accuracy_of_the_onnx_for_tensorrt(
+    network: Network, for_tensorrt: Artifact, cifar10_path: Path
+) -> None:
+    dataset = open_dataset(cifar10_path, "test")
+    images, labels = dataset.load(network.preprocessing)
+    labels = class_map(dataset, network.labels)[labels]
+    exact = float((network.logits(images).argmax(1) == labels).mean())
+    with open_runtime("ort", for_tensorrt) as runtime:
+        rounded = float((runtime.logits(images).argmax(1) == labels).mean())
+    assert exact - rounded <= 0.005
 
 
 @pytest.mark.full

@@ -62,6 +62,14 @@ def test_what_cannot_be_measured_is_refused(folder: Path, tmp_path: Path) -> Non
             make_plan([folder / "a" / name], BenchOptions())
 
 
+def test_a_runtime_must_fit_every_subject(folder: Path) -> None:
+    paths = [folder / "a", folder / "net.pt"]
+    with pytest.raises(OptionError, match=r"net: the ort runtime runs \.onnx files, this is net\.pt"):
+        make_plan(paths, BenchOptions(runtime="ort"))
+    with pytest.raises(OptionError, match=r"one-onnx: the torch runtime runs \.pt and \.safetensors files"):
+        make_plan(paths, BenchOptions(runtime="torch"))
+
+
 def test_a_changed_artifact_is_refused_before_anything_runs(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path / "a")
     artifact.model_file.write_bytes(artifact.model_file.read_bytes() + b"\0")
