@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 # Before torch is imported, here and in the processes that tests start: one thread is enough for tiny
 # networks, and it fixes the order of sums.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell starts background jobs with SIGINT ignored, which every process below would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1]
 
