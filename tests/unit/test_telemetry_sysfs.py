@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csr_deploy.bench.telemetry import CHOICES, PowerMode, TelemetrySample, check_available, open_source
@@ -220,6 +220,8 @@ def test_this_machine_can_be_read() -> None:
 
 
 @settings(deadline=None, max_examples=30)
+@example(b"\n", "stat")
+@example(b"cpu 1 2 3", "stat")
 @given(st.binary(max_size=40), st.sampled_from(["temp", "stat", "meminfo", "throttled", "oc", "cur_freq"]))
 def test_no_file_makes_a_sample_fail(
     tmp_path_factory: pytest.TempPathFactory, text: bytes, which: str

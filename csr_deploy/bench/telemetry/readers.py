@@ -185,9 +185,10 @@ class Loads:
     def _busy_and_idle(self) -> dict[str, tuple[int, int]]:
         values = {}
         for line in (self._machine.text("proc/stat") or "").splitlines():
-            unit, *fields = line.split()[:9]
-            if not unit.startswith("cpu") or len(fields) < 4:
+            words = line.split()[:9]
+            if len(words) < 5 or not words[0].startswith("cpu"):
                 break
+            unit, fields = words[0], words[1:]
             if not all(f.isdecimal() and len(f) < 20 for f in fields):
                 self._machine.problems.count("proc/stat")
                 continue
