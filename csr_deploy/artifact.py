@@ -1,7 +1,8 @@
 """Artifacts: what an export leaves and a device receives.
 
-A directory `<model>-<target>/` with the model file, `manifest.json` and `golden.npz`. It holds no
-timestamps and no paths: the same input gives the same bytes. Nothing here imports torch.
+A directory `<model>-<target>/` with the model file, what goes with it, `manifest.json` and `golden.npz`.
+It holds no timestamps and no paths of the machine: the same input gives the same bytes. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of an artifact, by name, size in bytes and SHA-256."""
+    """One file of an artifact, by name, size in bytes and SHA-256.
+
+    A name may have folders in it, such as `src/model.c`; it never leaves the artifact.
+    """
 
     name: str
     size: int
@@ -162,10 +166,16 @@ class Artifact:
         return values
 
 
-def record_file(path: Path) -> FileRecord:
-    """Measures one file."""
+def record_file(path: Path, folder: Path | None = None) -> FileRecord:
+    """Measures one file.
+
+    Args:
+        path: The file.
+        folder: The artifact it lies in, at any depth; None for the folder of the file itself.
+    """
     content = path.read_bytes()
-    return FileRecord(path.name, len(content), hashlib.sha256(content).hexdigest())
+    name = path.name if folder is None else path.relative_to(folder).as_posix()
+    return FileRecord(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def write_manifest(artifact: Artifact) -> None:
@@ -224,7 +234,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
         file = path / record.name
         if not file.is_file():
             raise ArtifactError("is missing", where=str(file), fix="Export it again.")
-        if record_file(file) != record:
+        if record_file(file, path) != record:
             raise ArtifactError(
                 "was changed after the manifest was written (its SHA-256 differs)",
                 where=str(file),
@@ -241,7 +251,7 @@ def _from_manifest(path: Path, values: Mapping[str, Any]) -> Artifact:
     )
     records = (*files, *(e.file for e in engines))
     for record in records:
-        if Path(record.name).name != record.name or record.name in ("", ".", "..", MANIFEST):
+        if not _is_inside(record.name):
             raise ArtifactError(f"names a file outside the artifact: {record.name!r}", where=str(path))
     if len({record.name for record in records}) != len(records):
         raise ArtifactError("lists a file twice", where=str(path))
@@ -264,6 +274,12 @@ def _from_manifest(path: Path, values: Mapping[str, Any]) -> Artifact:
         dict(values["parity"]),
         engines,
     )
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name leads to one place inside the artifact, and is the only way to write it."""
+    parts = name.split("/")
+    return name != MANIFEST and not ({"", ".", ".."}.intersection(parts) or {"\\", "\0"}.intersection(name))
 
 
 def _file_record(values: Mapping[str, Any]) -> FileRecord:

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,7 @@ class ExportOptions:
         seed: Fixes both draws.
         agreement: Smallest top-1 agreement with float, or None for the target's default.
         quantization: Ranges and bias correction.
+        target_options: Options of targets that have some of their own: target → a frozen dataclass.
     """
 
     lowering: str = "auto"
@@ -121,6 +122,7 @@ class ExportOptions:
     agreement: float | None = None
     quantization: QuantizeOptions = field(default_factory=QuantizeOptions)
     batch_profile: tuple[int, int, int] | None = None
+    target_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_profile is not None:
@@ -303,7 +305,8 @@ def export(
             quantized = quantize(graph, batches, network.preprocessing, options.quantization, exporter.scheme)
             graph = quantized.graph
         say("write")
-        path = folder / f"{network.name}{exporter.suffix}"
+        path = folder / (exporter.file or f"{network.name}{exporter.suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         written = exporter.write(
             WriteRequest(
                 graph,
@@ -312,6 +315,8 @@ def export(
                 path,
                 network.name,
                 free_batch=options.batch_profile is not None,
+                labels=network.labels,
+                options=options.target_options.get(target.name),
             )
         )
         check_ledger(written.ledger, _kernels(network.model), network.name)
@@ -320,17 +325,20 @@ def export(
             path=folder,
             name=network.name,
             target=target.name,
-            files=(record_file(path),),
+            files=(record_file(path, folder),),
             input=written.input,
             output=written.output,
             preprocessing=network.preprocessing,
             labels=network.labels,
-            options=_option_values(options, lowering, data, quantized=target.quantized),
-            model=_figures(graph, parameters),
+            options=_option_values(options, lowering, data, target),
+            model={**_figures(graph, parameters), **written.figures},
             source=network.source,
             tools=_versions(exporter),
             ledger=written.ledger.summary(parameters),
         )
+        companions = exporter.companions(artifact)
+        files = (*artifact.files, *(record_file(p, folder) for p in companions))
+        artifact = replace(artifact, files=files)
         say("verify")
         artifact = _verify(network, target, data, options, artifact)
         write_manifest(artifact)
@@ -410,13 +418,13 @@ def _figures(graph: Graph, parameters: int) -> dict[str, Any]:
     }
 
 
-def _option_values(
-    options: ExportOptions, lowering: str, data: ExportData, *, quantized: bool
-) -> dict[str, Any]:
+def _option_values(options: ExportOptions, lowering: str, data: ExportData, target: Target) -> dict[str, Any]:
     values: dict[str, Any] = {"lowering": lowering, "batch": options.batch, "seed": options.seed}
     if options.batch_profile is not None:
         values["batch_profile"] = list(options.batch_profile)
-    if quantized and data.calibration is not None:
+    if target.name in options.target_options:
+        values[target.name] = asdict(options.target_options[target.name])
+    if target.quantized and data.calibration is not None:
         values["quantization"] = asdict(options.quantization)
         values["calibration"] = {"images": len(data.calibration), "sha256": data.calibration.sha256}
     return values

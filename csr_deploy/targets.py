@@ -32,7 +32,7 @@ class Target:
         summary: One line for --list-targets.
         exporter: "module:object" of an `Exporter`, imported only when used.
         runtime: Key of `csr_deploy.runtimes.RUNTIMES` that runs it here.
-        extra: Extra of csr-deploy that brings what it needs.
+        extra: Extra of csr-deploy that brings what it needs, or several with commas between.
         packages: Import name → distribution, needed to export.
         tolerance: Default of the parity gate.
         weight_bits: Width of stored weights: 32, 16 or 8.
@@ -67,6 +67,7 @@ class Target:
 _TORCH = {"torch": "torch"}
 _ONNX = {**_TORCH, "onnx": "onnx", "onnxruntime": "onnxruntime"}
 _TFLITE = {**_TORCH, "flatbuffers": "flatbuffers", "ai_edge_litert": "ai-edge-litert"}
+_TFLM = {**_TFLITE, "tflite_micro": "tflite-micro"}
 _TENSORRT = "csr_deploy.exporters.tensorrt"
 _FLOAT = Tolerance(1.0, 1e-4)
 _HALF = Tolerance(0.99, 1e-2)
@@ -94,6 +95,14 @@ TARGETS: dict[str, Target] = {
         Target(
             "tflite-int8", "TFLite, full integer, int8 input and output; also runs in TFLite Micro",
             "csr_deploy.exporters.tflite:EXPORTER", "litert", "export", _TFLITE, _INT8, 8,
+        ),
+        Target(
+            "tflm", "TFLite Micro: the int8 model as a C array, its op resolver and arena size",
+            "csr_deploy.exporters.tflm:EXPORTER", "tflm", "export,mcu", _TFLM, _INT8, 8,
+        ),
+        Target(
+            "mcu", "C99 for microcontrollers, one arena, no runtime; also from any int8 .tflite file",
+            "csr_deploy.exporters.mcu.exporter:EXPORTER", "mcu", "export,mcu", _TFLITE, _INT8, 8,
         ),
         Target(
             "tensorrt-fp32", "TensorRT 10 and 11: strongly typed ONNX, float32",

@@ -1,11 +1,13 @@
-"""What every exporter is: passes that make a graph fit its target, and a writer."""
+"""What every exporter is: passes that make a graph fit its target, a writer, and what goes with the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from csr_deploy.artifact import Artifact
 from csr_deploy.ledger import Ledger
 from csr_deploy.quantize.scheme import AFFINE, QuantizedGraph, Scheme
 from csr_deploy.types import TensorSpec
@@ -23,6 +25,8 @@ class WriteRequest:
         path: The model file to write.
         name: Name of the network.
         free_batch: Leave the batch size open; the graph's is that of the usual batch.
+        labels: Class names.
+        options: The target's own options, if it has some and they were given.
     """
 
     graph: Graph
@@ -31,15 +35,30 @@ class WriteRequest:
     path: Path
     name: str
     free_batch: bool = False
+    labels: tuple[str, ...] = ()
+    options: object | None = None
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What was written: the tensors at its border, and its weights as stored."""
+    """What was written.
+
+    Attributes:
+        input: Tensor at its border.
+        output: Tensor at its border.
+        ledger: Its weights as stored.
+        figures: What else is known of it, plain values for the manifest.
+    """
 
     input: TensorSpec
     output: TensorSpec
     ledger: Ledger
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def no_companions(_: Artifact) -> tuple[Path, ...]:
+    """What goes with a model that stands alone."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,9 @@ class Exporter:
         distributions: Whose versions go into the manifest.
         scheme: What its integers can be.
         free_batch: Whether the batch size can be left open.
+        file: Name of the model file in the artifact, with folders if need be; None for `<network><suffix>`.
+        companions: Writes more files into the artifact's directory, made from what the artifact holds so far,
+            and returns them in the order of the manifest. The parity gate comes later, and may need them.
     """
 
     suffix: str
@@ -63,3 +85,5 @@ class Exporter:
     distributions: tuple[str, ...]
     scheme: Scheme = AFFINE
     free_batch: bool = False
+    file: str | None = None
+    companions: Callable[[Artifact], tuple[Path, ...]] = no_companions

@@ -47,11 +47,12 @@ class Subject(Protocol):
         """Pictures at the network's size, [N, H, W, C] uint8, to the model's input."""
 
 
-# Options that only some runtimes have, and how a message calls them.
+# Options that only one runtime has: how a message calls their lack, and which it is.
 _SPECIAL = {
-    "cuda_graph": "no CUDA graphs",
-    "copies": "no copies that could be left out",
-    "wait": "no choice of how to wait",
+    "cuda_graph": ("no CUDA graphs", "trt"),
+    "copies": ("no copies that could be left out", "trt"),
+    "wait": ("no choice of how to wait", "trt"),
+    "device": ("no choice of a device", "mcu"),
 }
 _WAITS = ("spin", "block")
 
@@ -67,6 +68,8 @@ class RuntimeOptions:
         cuda_graph: Whether the GPU gets an inference as one CUDA graph instead of kernel after kernel.
         copies: Whether the copies to the GPU and back are inside the timed region.
         wait: How the CPU waits for the GPU: "spin" without leaving the processor, "block" sleeping.
+        device: What a microcontroller's code runs on: "host", "qemu:cortex-m4" (m3, m7, m55) or
+            "serial:PORT[@BAUD]".
     """
 
     threads: int = 1
@@ -74,6 +77,7 @@ class RuntimeOptions:
     cuda_graph: bool | None = None
     copies: bool | None = None
     wait: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -135,12 +139,12 @@ class Runtime(abc.ABC):
                 f"the {self.name} runtime has one thread, {self.options.threads} were asked for",
                 fix="Leave the threads at 1.",
             )
-        for name, lack in _SPECIAL.items():
+        for name, (lack, owner) in _SPECIAL.items():
             if getattr(self.options, name) is not None and name not in self.special_options:
                 raise OptionError(
                     f"the {self.name} runtime has {lack}",
                     where=self.subject.name,
-                    fix="Leave the option out. The trt runtime has it.",
+                    fix=f"Leave the option out. The {owner} runtime has it.",
                 )
 
     def prepare(self) -> None:

@@ -57,7 +57,8 @@ def _summary(artifact: Artifact, seconds: float) -> dict[str, Any]:
         "artifact": str(artifact.path),
         "target": artifact.target,
         "model": artifact.files[0].name,
-        "bytes": artifact.files[0].size,
+        # Of C what counts is what ends up in flash, not the text.
+        "bytes": artifact.model.get("constant_bytes", artifact.files[0].size),
         "sha256": artifact.sha256,
         "parameters": artifact.model["parameters"],
         "macs": artifact.model["macs"],
@@ -66,6 +67,7 @@ def _summary(artifact: Artifact, seconds: float) -> dict[str, Any]:
         "relative_error": parity["relative_error"],
         "parity_images": parity["images"],
         "seconds": round(seconds, 2),
+        **{k: artifact.model[k] for k in ("arena_bytes",) if k in artifact.model},
     }
 
 
@@ -86,10 +88,17 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
             f"{row['seconds']:.1f} s",
         )
     stdout.print(table)
+    for row in rows:
+        if "arena_bytes" in row:
+            stdout.print(
+                f"{Path(row['artifact']).name}: {row['bytes']:,} bytes of constants in flash, "
+                f"{row['arena_bytes']:,} bytes of arena in RAM"
+            )
 
 
 _MODEL = typer.Argument(
-    help="Checkpoint: model.pt or .safetensors. With --build also an artifact that csr-export made.",
+    help="Checkpoint: model.pt or .safetensors. For --target mcu also any int8 .tflite file; with --build "
+    "also an artifact that csr-export made.",
     show_default=False,
 )
 _TARGET = typer.Option("--target", "-t", help="Target; may be given several times.", show_default=False)
@@ -131,6 +140,26 @@ _TIMING_CACHE = typer.Option(
     show_default=False,
     rich_help_panel=_ENGINES,
 )
+_MCU = "Microcontrollers (--target mcu)"
+_FLASH = typer.Option(
+    metavar="SIZE",
+    help="Refuse a model whose constants take more, 512K for example.",
+    show_default=False,
+    rich_help_panel=_MCU,
+)
+_RAM = typer.Option(
+    metavar="SIZE", help="Most bytes of the arena, 64K for example.", show_default=False, rich_help_panel=_MCU
+)
+_SCRATCH = typer.Option(
+    help="Share of the arena that may be added to make convolutions faster; 0 for the smallest arena.",
+    show_default="0.125",
+    rich_help_panel=_MCU,
+)
+_PREFIX = typer.Option(
+    help="Of the generated names, where a firmware holds several models; for .tflite files.",
+    show_default="model",
+    rich_help_panel=_MCU,
+)
 
 
 @app.command()
@@ -159,6 +188,10 @@ def export(
     builder_optimization_level: Annotated[int | None, _LEVEL] = None,
     workspace: Annotated[int | None, _WORKSPACE] = None,
     timing_cache: Annotated[Path | None, _TIMING_CACHE] = None,
+    flash: Annotated[str | None, _FLASH] = None,
+    ram: Annotated[str | None, _RAM] = None,
+    scratch_share: Annotated[float | None, _SCRATCH] = None,
+    prefix: Annotated[str | None, _PREFIX] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     list_targets: Annotated[bool, typer.Option("--list-targets", help="Show every target and exit.")] = False,
     version: VersionOption = False,
@@ -178,6 +211,15 @@ def export(
     if model is None or not target:
         raise typer.BadParameter("name a checkpoint and at least one --target (see --list-targets)")
     profile = _batch_profile(batch_profile, batch) if batch_profile else None
+    mcu = {
+        "flash": _size(flash), "ram": _size(ram), "scratch_share": scratch_share, "prefix": prefix,
+    }  # fmt: skip
+    mcu = {k: v for k, v in mcu.items() if v is not None}
+    if mcu and "mcu" not in target:
+        raise typer.BadParameter(f"--{next(iter(mcu)).replace('_', '-')} needs --target mcu")
+    if model.suffix == ".tflite":
+        _export_tflite(model, target, out, name, mcu, seed, force=force, as_json=as_json)
+        return
     from csr_deploy.targets import find_target
 
     targets = [find_target(t) for t in dict.fromkeys(target)]
@@ -189,8 +231,58 @@ def export(
             "lowering": lowering, "batch": profile[1] if profile else batch, "seed": seed,
             "batch_profile": profile,
         },
+        mcu=mcu,
         ranges=ranges, bias_correction=bias_correction,
     )  # fmt: skip
+
+
+_UNITS = {"": 1, "k": 1024, "m": 1024**2}
+
+
+def _size(text: str | None) -> int | None:
+    """Bytes of "65536", "64K", "64kB" or "1M"."""
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("ib").removesuffix("b")
+    unit = number[-1:] if number[-1:] in ("k", "m") else ""
+    digits = number.removesuffix(unit) if unit else number
+    if not digits.isdigit() or int(digits) < 1:
+        raise typer.BadParameter(f"'{text}' is no size: give bytes, or 64K, or 1M.")
+    return int(digits) * _UNITS[unit]
+
+
+def _export_tflite(
+    model: Path, target: list[str], out: Path, name: str | None, mcu: dict[str, Any], seed: int, *,
+    force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compiles a .tflite file. Nothing here needs torch."""
+    from csr_deploy.errors import ExportError, MissingDependencyError
+    from csr_deploy.targets import find_target
+
+    others = [t for t in target if find_target(t).name != "mcu"]
+    if others:
+        raise typer.BadParameter(f"a .tflite file can only become mcu, not {', '.join(others)}")
+    if not model.is_file():
+        raise ExportError("is not a file", where=str(model))
+    missing = [p for p in find_target("mcu").missing() if p != "torch"]
+    if missing:
+        raise MissingDependencyError(", ".join(missing), "export,mcu", "The target 'mcu'")
+    from csr_deploy.exporters.mcu.exporter import TfliteSource, export_tflite
+    from csr_deploy.exporters.mcu.options import McuOptions
+
+    if name and (Path(name).name != name or name in (".", "..")):
+        raise ExportError(f"'{name}' is no file name", where="--name")
+    name = name or model.stem
+    start = time.perf_counter()
+    with stderr.status(f"{name} → mcu …"):
+        artifact = export_tflite(
+            TfliteSource(model, name), out / f"{name}-mcu", McuOptions(**mcu), force=force, seed=seed
+        )
+    rows = [_summary(artifact, time.perf_counter() - start)]
+    if as_json:
+        stdout.print_json(json.dumps(rows))
+        return
+    _show(rows, out)
 
 
 def _batch_profile(text: str, batch: int) -> tuple[int, int, int]:
@@ -249,7 +341,8 @@ def _stage_shower(status: Status, what: str) -> Callable[[str], None]:
 def _export_all(
     model: Path, targets: list[Any], out: Path, calibration: str | None, name: str | None,
     builder: EngineBuilder | None, *,
-    force: bool, as_json: bool, settings: dict[str, Any], ranges: str, bias_correction: bool,
+    force: bool, as_json: bool, settings: dict[str, Any], mcu: dict[str, Any], ranges: str,
+    bias_correction: bool,
 ) -> None:  # fmt: skip
     from dataclasses import replace
 
@@ -268,11 +361,18 @@ def _export_all(
         from csr_deploy.export import export as export_one
         from csr_deploy.quantize import QuantizeOptions
 
-    options = ExportOptions(
-        **settings, quantization=QuantizeOptions(ranges, bias_correction, settings["seed"])
-    )
     for target in targets:
         find_exporter(target)
+    own: dict[str, Any] = {}
+    if mcu:
+        from csr_deploy.exporters.mcu.options import McuOptions
+
+        own["mcu"] = McuOptions(**mcu)
+    options = ExportOptions(
+        **settings,
+        quantization=QuantizeOptions(ranges, bias_correction, settings["seed"]),
+        target_options=own,
+    )
     network = Network.from_checkpoint(model)
     if name:
         if Path(name).name != name or name in (".", ".."):

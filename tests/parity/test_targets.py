@@ -114,37 +114,48 @@ def test_same_input_same_bytes(
 
 
 def test_nothing_private_is_inside(artifact: Artifact) -> None:
-    assert {p.name for p in artifact.path.iterdir()} == {
-        artifact.files[0].name,
-        "golden.npz",
-        "manifest.json",
-    }
+    paths = [p for p in artifact.path.rglob("*") if p.is_file()]
+    recorded = {f.name for f in artifact.files}
+    assert {p.relative_to(artifact.path).as_posix() for p in paths} == {*recorded, "manifest.json"}
     private = [str(Path.home()), str(REPOSITORY), str(artifact.path.parent), "/tmp/", "site-packages", ".py"]
     if getpass.getuser() != "root":
         private.append(getpass.getuser())
-    for path in artifact.path.iterdir():
+    for path in paths:
         content = path.read_bytes()
         for text in private:
             assert text.encode() not in content, f"{path.name} contains {text}"
 
 
 def test_int8_is_the_same_in_every_integer_runtime(
-    artifact: Artifact, subject: tuple[Network, ExportData, ExportOptions], target: Target
+    artifact: Artifact,
+    subject: tuple[Network, ExportData, ExportOptions],
+    target: Target,
+    tmp_path: Path,
 ) -> None:
-    if target.name != "tflite-int8":
+    if target.name not in ("tflite-int8", "tflm", "mcu"):
         assert artifact.input.dtype == "float32"
         return
     assert (artifact.input.dtype, artifact.output.dtype) == ("int8", "int8")
-    images = subject[1].parity.images[:40]
-    with open_runtime("litert", artifact, RuntimeOptions(kernels="reference")) as reference:
+    network, data, options = subject
+    images = data.parity.images[:40]
+    flatbuffer = artifact
+    if target.name == "mcu":
+        flatbuffer = export(network, TARGETS["tflite-int8"], data, tmp_path / "flatbuffer", options)
+        with open_runtime("mcu", artifact) as compiled:
+            outputs = compiled.logits(images)
+    with open_runtime("litert", flatbuffer, RuntimeOptions(kernels="reference")) as reference:
         expected = reference.logits(images)
-    with open_runtime("tflm", artifact) as micro:
+    with open_runtime("tflm", flatbuffer) as micro:
         assert np.array_equal(micro.logits(images), expected)
+    if target.name == "mcu":
+        assert np.array_equal(outputs, expected)
 
 
 @pytest.mark.parametrize("name", ["odd", "resnet20-5x3"])
 @pytest.mark.parametrize("lowering", ["stepwise", "time-major"])
-@pytest.mark.parametrize("target_name", ["onnx", "onnx-int8", "tflite-fp32", "tflite-int8", "tensorrt-int8"])
+@pytest.mark.parametrize(
+    "target_name", ["onnx", "onnx-int8", "tflite-fp32", "tflite-int8", "tflm", "mcu", "tensorrt-int8"]
+)
 def test_every_lowering_exports(name: str, lowering: str, target_name: str, tmp_path: Path) -> None:
     network, data, _ = untrained(name)
     options = ExportOptions(agreement=0.0, lowering=lowering, batch=2)

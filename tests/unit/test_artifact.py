@@ -130,7 +130,36 @@ def test_another_version_is_refused(tmp_path: Path, version: object) -> None:
         read_artifact(tmp_path / "net")
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/model", "..", ".", ""])
+def test_a_file_may_lie_in_a_folder(tmp_path: Path) -> None:
+    artifact = make(tmp_path / "net")
+    path = artifact.path / "src" / "kernels" / "conv.c"
+    path.parent.mkdir(parents=True)
+    path.write_text("int conv;\n")
+    record = record_file(path, artifact.path)
+    assert record.name == "src/kernels/conv.c"
+    write_manifest(replace(artifact, files=(record, *artifact.files)))
+    read = read_artifact(artifact.path)
+    assert read.files == (record, *artifact.files)
+    assert read.model_file == path
+    path.write_text("int c0nv;\n")
+    with pytest.raises(ArtifactError, match=r"src/kernels/conv\.c: was changed"):
+        read_artifact(artifact.path)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"src/kernels/conv\.c: is missing"):
+        read_artifact(artifact.path)
+
+
+def test_a_file_of_another_folder_cannot_be_recorded(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    with pytest.raises(ValueError, match="secret"):
+        record_file(tmp_path / "secret", tmp_path / "net")
+
+
+OUTSIDE = ["../secret", "/etc/passwd", "..", ".", "", "src/../../secret", "src/..", "/", "//secret"]
+AMBIGUOUS = ["./model.tflite", "src/./model.c", "src//model.c", "src/", "src\\model.c", "a\0b"]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, *AMBIGUOUS, MANIFEST])
 def test_files_outside_the_directory_are_refused(tmp_path: Path, name: str) -> None:
     make(tmp_path / "net")
     (tmp_path / "secret").write_bytes(b"secret")

@@ -1,0 +1,283 @@
+"""The `mcu` target: a folder with C99 sources, from a checkpoint or from any int8 .tflite file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from csr_deploy import __version__
+from csr_deploy.artifact import GOLDEN, Artifact, Golden, record_file, write_golden, write_manifest
+from csr_deploy.atomic import atomic_directory
+from csr_deploy.data.preprocess import Preprocessing
+from csr_deploy.errors import ExportError, LedgerError, OptionError, ParityError
+from csr_deploy.exporters.base import Exporter, ModelFile, WriteRequest
+from csr_deploy.exporters.mcu.compiler import Program, compile_model, compile_tflite, evaluate, optimise
+from csr_deploy.exporters.mcu.emit import kernel_files, labels_source, model_header, model_source
+from csr_deploy.exporters.mcu.ir import Model, Tensor
+from csr_deploy.exporters.mcu.options import McuOptions
+from csr_deploy.exporters.mcu.passes.normalise import normalise
+from csr_deploy.exporters.mcu.picture import memory_svg, memory_table
+from csr_deploy.exporters.mcu.project import cmake, example, library_properties, makefile
+from csr_deploy.exporters.mcu.reader import read_tflite
+from csr_deploy.exporters.tflite import TfliteWriter
+from csr_deploy.exporters.tflite_legalise import legalise
+from csr_deploy.ledger import Ledger
+from csr_deploy.runtimes import open_runtime
+from csr_deploy.types import ParityReport, Quantization, TensorSpec
+
+_DISTRIBUTIONS = ("ai-edge-litert", "flatbuffers")
+_CHECKED_INPUTS = 16
+
+
+def write_project(
+    program: Program, folder: Path, name: str, labels: Sequence[str], options: McuOptions
+) -> None:
+    """Writes sources and project files of a program.
+
+    Args:
+        program: What was compiled.
+        folder: An existing directory.
+        name: Name of the network.
+        labels: Class names; may be empty.
+        options: Prefix of the generated names.
+    """
+    prefix = options.prefix
+    files = {f"src/{path.name}": path.read_text(encoding="utf-8") for path in kernel_files(program)}
+    files[f"src/{prefix}.c"] = model_source(program, prefix)
+    files[f"src/{prefix}.h"] = model_header(program, prefix, name, labels)
+    if labels:
+        files[f"src/{prefix}_labels.c"] = labels_source(prefix, labels)
+    sources = sorted(f.removeprefix("src/") for f in files if f.endswith(".c"))
+    target = _identifier(name)
+    types = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
+    tensors = program.model.tensors
+    border = {
+        "input": types[tensors[program.model.input].dtype],
+        "output": types[tensors[program.model.output].dtype],
+    }
+    files["Makefile"] = makefile(sources, name)
+    files["CMakeLists.txt"] = cmake(sources, target)
+    files["library.properties"] = library_properties(target, name)
+    files["examples/classify/main.c"] = example(prefix, border)
+    kinds = {b.name: "scratch" for b in program.buffers if b.name.startswith("scratch_")}
+    files["memory.svg"] = memory_svg(
+        program.buffers, program.overlaps, program.plan, program.steps, kinds, title=name
+    )
+    files["memory.txt"] = memory_table(program.buffers, program.plan, program.steps)
+    for place, text in files.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _identifier(name: str) -> str:
+    kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower()).strip("_")
+    return f"net_{kept}" if not kept or kept[0].isdigit() else kept
+
+
+def _spec(tensor: Tensor, name: str) -> TensorSpec:
+    """A border tensor as an artifact describes it: pictures [1, H, W, C] and rows of values [1, N]."""
+    shape = tensor.shape
+    q = None if tensor.scales is None else Quantization(float(tensor.scale), tensor.zero_point)
+    if name == "logits":
+        return TensorSpec(name, (1, math.prod(shape)), tensor.dtype, "NC", q)
+    if len(shape) != 4:
+        shape = (1, 1, math.prod(shape), 1) if len(shape) < 3 else (1, *shape[1:3], math.prod(shape[3:]))
+    return TensorSpec(name, shape, tensor.dtype, "NHWC", q)
+
+
+def _write(request: WriteRequest) -> ModelFile:
+    options = request.options if isinstance(request.options, McuOptions) else McuOptions()
+    if options.prefix != McuOptions.prefix:
+        raise OptionError(
+            f"the prefix '{options.prefix}' was given for a checkpoint",
+            fix="Export to tflite-int8 first, and compile that file with the prefix.",
+        )
+    content, described = TfliteWriter(request).write()
+    program = compile_tflite(content, request.name, options)
+    stored, given = program.flash[0], described.ledger.size("weight", "gain", "bias")
+    if stored > given:
+        raise LedgerError(
+            f"the C holds {stored:,} bytes of weights, the network {given:,}: tied weights were duplicated",
+            where=request.name,
+            fix="This is a defect of the compiler: please report it.",
+        )
+    write_project(program, request.path.parent.parent, request.name, request.labels, options)
+    return replace(described, figures=_figures(program))
+
+
+def _figures(program: Program) -> dict[str, int]:
+    weights, tables = program.flash
+    return {"constant_bytes": weights + tables, "table_bytes": tables, "arena_bytes": program.arena}
+
+
+def _companions(artifact: Artifact) -> tuple[Path, ...]:
+    return tuple(sorted(p for p in artifact.path.rglob("*") if p.is_file() and p != artifact.model_file))
+
+
+EXPORTER = Exporter(
+    ".c", "stepwise", legalise, _write, _DISTRIBUTIONS, file="src/model.c", companions=_companions
+)
+
+
+@dataclass(frozen=True)
+class TfliteSource:
+    """A .tflite file and what is known of it.
+
+    Attributes:
+        path: The file.
+        name: Of the artifact.
+        labels: Class names, if known.
+        preprocessing: From a picture to the input, if known; otherwise pixels 0…255 become the integers
+            from the smallest on.
+    """
+
+    path: Path
+    name: str
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+
+def export_tflite(
+    source: TfliteSource, out: Path, options: McuOptions | None = None, *, force: bool = False, seed: int = 0
+) -> Artifact:
+    """Compiles a .tflite file into an artifact, and proves that the C computes what TFLite Micro computes.
+
+    Args:
+        source: The file.
+        out: The artifact's directory, written whole or not at all.
+        options: How C is generated.
+        force: Replace an existing directory.
+        seed: Of the random inputs of the check.
+
+    Returns:
+        The artifact.
+
+    Raises:
+        ExportError: If the file cannot be read, is malformed or not expressible, or `out` cannot be written.
+        ParityError: If the C gives other bytes than the oracle.
+    """
+    options = options or McuOptions()
+    try:
+        content = source.path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"cannot be read: {error.strerror or error}", where=str(source.path)) from error
+    model = read_tflite(content, str(source.path))
+    program = compile_model(optimise(model), options)
+    tensors = program.model.tensors
+    input_spec, output_spec = _spec(tensors[model.input], "image"), _spec(tensors[model.output], "logits")
+    preprocessing = source.preprocessing or _plain_preprocessing(input_spec)
+    with atomic_directory(out, replace=force) as folder:
+        write_project(program, folder, source.name, source.labels, options)
+        main = folder / "src" / f"{options.prefix}.c"
+        artifact = Artifact(
+            path=folder,
+            name=source.name,
+            target="mcu",
+            files=(record_file(main, folder),),
+            input=input_spec,
+            output=output_spec,
+            preprocessing=preprocessing,
+            labels=source.labels,
+            options={"mcu": asdict(options), "seed": seed},
+            model={"parameters": _parameters(program), "macs": model.macs(), **_figures(program)},
+            source={"tflite_sha256": record_file(source.path).sha256},
+            tools=_versions(),
+            ledger=Ledger(()).summary(_parameters(program)) | {"weight_bytes": program.flash[0]},
+        )
+        artifact = replace(
+            artifact, files=(*artifact.files, *(record_file(p, folder) for p in _companions(artifact)))
+        )
+        artifact = _checked(artifact, program, model, seed)
+        write_manifest(artifact)
+    return replace(artifact, path=out)
+
+
+def _plain_preprocessing(spec: TensorSpec) -> Preprocessing:
+    """Pixels become the integers of the input's type in order, whatever their scale."""
+    _, height, width, channels = spec.shape
+    if channels not in (1, 3):
+        height, width, channels = 1, height * width * channels, 1
+    q = spec.quantization
+    if q is None:
+        return Preprocessing(height, width, (0.0,) * channels, (1.0,) * channels)
+    low = int(np.iinfo(spec.dtype).min)
+    std = 1 / (255 * q.scale)
+    return Preprocessing(height, width, ((q.zero_point - low) / 255,) * channels, (std,) * channels)
+
+
+def _parameters(program: Program) -> int:
+    """Values of weights and biases, each shared one once."""
+    return sum(len(c.values) for c in program.constants if c.kind == "weight" or c.name.startswith("bias_"))
+
+
+def _versions() -> dict[str, str]:
+    versions = {"csr-deploy": __version__, "python": platform.python_version()}
+    for name in ("numpy", *_DISTRIBUTIONS):
+        versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _checked(artifact: Artifact, program: Program, model: Model, seed: int) -> Artifact:
+    """Runs random inputs through the C on this machine and through TFLite's integer arithmetic in NumPy.
+
+    Adds the report and golden vectors.
+
+    Args:
+        artifact: All files written.
+        program: What they say.
+        model: The file's graph as read.
+        seed: Of the inputs.
+    """
+    p = artifact.preprocessing
+    shape = (_CHECKED_INPUTS, p.height, p.width, p.channels)
+    images = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as name:
+        # The runtime knows the usual names only: another prefix is checked on a twin.
+        twin = Path(name)
+        write_project(program, twin, artifact.name, artifact.labels, McuOptions())
+        main = twin / "src" / "model.c"
+        twin_files = (
+            record_file(main, twin),
+            *(record_file(f, twin) for f in twin.rglob("src/*") if f != main),
+        )
+        with open_runtime("mcu", replace(artifact, path=twin, files=twin_files)) as runtime:
+            raw = runtime.logits(images)
+            ran = f"{runtime.name} {runtime.version}"
+    inputs = artifact.encode(images).reshape(_CHECKED_INPUTS, *artifact.input.shape[1:])
+    graph = normalise(model)
+    expected = np.stack([evaluate(graph, x[None]).reshape(-1) for x in inputs]).reshape(raw.shape)
+    reference, exported = artifact.output.decode(expected), artifact.output.decode(raw)
+    equal = bool((expected == raw).all())
+    report = ParityReport(
+        images=len(images),
+        images_sha256="",
+        runtime=ran,
+        top1_agreement=float((reference.argmax(1) == exported.argmax(1)).mean()),
+        max_abs_error=float(np.abs(reference - exported).max()),
+        output_range=float(reference.max() - reference.min()),
+        relative_error=0.0 if equal else 1.0,
+        threshold={"equal_bytes": 1.0},
+        passed=equal,
+    )
+    if not equal:
+        raise ParityError(
+            f"the C differs from TFLite's integer arithmetic in {int((expected != raw).sum())} of {raw.size} "
+            "outputs",
+            where=artifact.name,
+            fix="This is a defect of the compiler: please report it with the file.",
+        )
+    labels = np.full(len(images), -1, np.int64)
+    write_golden(artifact.path / GOLDEN, Golden(images, labels, reference, raw))
+    return replace(
+        artifact,
+        files=(*artifact.files, record_file(artifact.path / GOLDEN)),
+        parity=asdict(report),
+    )

@@ -1,0 +1,386 @@
+"""From operations on views to kernel calls with constant tables.
+
+Operations describe themselves through a `Lowering`: they ask for views and tables and add calls. Equal tables
+and structures become one constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csr_deploy.errors import ExportError
+from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
+from csr_deploy.exporters.mcu.layout import Layout, View, collapsed, packed_strides
+from csr_deploy.exporters.mcu.scratch import ConvMode, conv_modes, group_count
+
+Array = NDArray[Any]
+Argument = str | View
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call.
+
+    Attributes:
+        step: Index of the operation, for lifetimes.
+        comment: Source operation and shapes.
+        kernel: C function.
+        arguments: C expressions, and views that become pointers.
+        scratch: Bytes of scratch memory, passed as last argument where > 0.
+        overlap: (source buffer, target buffer, distance in bytes) that the kernel allows, if any.
+    """
+
+    step: int
+    comment: str
+    kernel: str
+    arguments: tuple[Argument, ...]
+    scratch: int = 0
+    overlap: tuple[str, str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One constant of the generated file.
+
+    Attributes:
+        name: C identifier.
+        ctype: Element or structure type.
+        values: Elements, or fields of the structure as C expressions.
+        is_array: Whether it is an array.
+        kind: "weight" or "table", for the account of flash.
+        size: Bytes on a 32-bit processor.
+    """
+
+    name: str
+    ctype: str
+    values: tuple[Any, ...]
+    is_array: bool
+    kind: str
+    size: int
+
+
+_ELEMENT = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "int32_t": 4, "float": 4}
+_STRUCT_SIZES = {
+    "csr_window": 40, "csr_channel_quant": 16, "csr_conv": 16, "csr_add_quant": 20, "csr_cell": 40,
+    "csr_loops": 36, "csr_mul_quant": 12, "csr_affine": 16, "csr_depthwise": 16, "csr_pool": 8,
+    "csr_mean": 52, "csr_softmax": 20,
+}  # fmt: skip
+
+
+@dataclass
+class Lowering:
+    """The program under construction.
+
+    Attributes:
+        model: What is lowered.
+        layout: Where its values lie.
+        budget: Step → bytes of scratch memory that cost no arena.
+        calls: Kernel calls so far.
+        constants: By their content.
+    """
+
+    model: Model
+    layout: Layout
+    budget: Callable[[int], int] = lambda step: 0
+    calls: list[Call] = field(default_factory=list)
+    constants: dict[Any, Constant] = field(default_factory=dict)
+    step: int = 0
+    _names: set[str] = field(default_factory=set)
+
+    # Values
+
+    def view(self, name: str) -> View:
+        """Where a tensor lies; constants become tables."""
+        tensor = self.model.tensors[name]
+        if tensor.data is None:
+            return self.layout.views[name]
+        ctype = {"int8": "int8_t", "int32": "int32_t", "float32": "float", "uint8": "uint8_t"}.get(
+            tensor.dtype
+        )
+        if ctype is None:
+            raise ExportError(f"is a {tensor.dtype} constant that is computed with", where=f"tensor {name}")
+        symbol = self.array(ctype, tensor.data, "weight" if tensor.data.size > 1 else "table", "constant")
+        element = _ELEMENT[ctype]
+        return View(symbol, 0, tensor.shape, packed_strides(tensor.shape, element), True, element)
+
+    def contiguous(self, name: str) -> View:
+        """Where a tensor lies, its elements one behind the other.
+
+        Raises:
+            ExportError: If they are not, which `compiler` prevents by inserting copies.
+        """
+        view = self.view(name)
+        if not view.is_contiguous:
+            raise ExportError("is needed in one piece and lies in parts", where=f"tensor {name}")
+        return view
+
+    def pictures(self, source: View, target: View) -> Iterator[tuple[View, View]]:
+        """Pairs of views [1, H, W, C], one for every picture of a batch."""
+        for n in range(source.shape[0]):
+            yield (
+                source.part((n, 0, 0, 0), (1, *source.shape[1:])),
+                target.part((n, 0, 0, 0), (1, *target.shape[1:])),
+            )
+
+    # Constants
+
+    def array(self, ctype: str, values: Array | Sequence[int], kind: str, hint: str) -> str:
+        """The name of an array with these elements."""
+        flat = np.asarray(values).reshape(-1)
+        key = (ctype, flat.tobytes(), flat.dtype.str)
+        if key not in self.constants:
+            self.constants[key] = Constant(
+                self._name(hint), ctype, tuple(flat.tolist()), True, kind, flat.size * _ELEMENT[ctype]
+            )
+        return self.constants[key].name
+
+    def struct(self, ctype: str, *fields: Any, hint: str) -> str:
+        """The name of a structure with these fields."""
+        key = (ctype, tuple(map(str, fields)))
+        if key not in self.constants:
+            self.constants[key] = Constant(
+                self._name(hint), ctype, tuple(fields), False, "table", _STRUCT_SIZES[ctype]
+            )
+        return self.constants[key].name
+
+    def structs(self, ctype: str, rows: Sequence[Sequence[Any]], hint: str) -> str:
+        """The name of an array of structures."""
+        key = (ctype, tuple(tuple(map(str, row)) for row in rows), "array")
+        if key not in self.constants:
+            self.constants[key] = Constant(
+                self._name(hint), ctype, tuple(tuple(r) for r in rows), True, "table",
+                _STRUCT_SIZES[ctype] * len(rows),
+            )  # fmt: skip
+        return self.constants[key].name
+
+    def _name(self, hint: str) -> str:
+        count = sum(1 for n in self._names if n.rsplit("_", 1)[0] == hint)
+        name = f"{hint}_{count}"
+        self._names.add(name)
+        return name
+
+    def weights(self, tensor: Tensor) -> str:
+        """The name of a weight table; equal weights are one."""
+        if tensor.data is None:
+            raise ExportError("is not constant", where=f"tensor {tensor.name}")
+        return self.array("int8_t", tensor.data, "weight", "weights")
+
+    def quant_fields(self, quant: Any, points: tuple[int, int, int, int]) -> list[Any]:
+        """Fields of a `csr_channel_quant`; `points` are the input's and output's zero point and the clamp."""
+        return [
+            self.array("int32_t", quant.bias, "table", "bias"),
+            self.array("int32_t", quant.multiplier, "table", "multiplier"),
+            self.array("int8_t", quant.shift, "table", "shift"),
+            *points,
+        ]
+
+    def channel_quant(self, quant: Any, points: tuple[int, int, int, int]) -> str:
+        """The name of a `csr_channel_quant`."""
+        return self.struct("csr_channel_quant", *self.quant_fields(quant, points), hint="quant")
+
+    def window(self, op: Op, source: View, target: View) -> str:
+        """The name of the `csr_window` of a windowed operation on two views [1, H, W, C]."""
+        a = op.attrs
+        for view in (source, target):
+            if view.shape[3] > 1 and view.strides[3] != 1:
+                raise ExportError("needs its channels side by side", where=op.label)
+        return self.struct(
+            "csr_window",
+            source.shape[1], source.shape[2], source.shape[3],
+            target.shape[1], target.shape[2],
+            a["pads"][0], a["pads"][1],
+            *a["kernel"], *a["stride"], *a["dilation"],
+            source.strides[1], source.strides[2], target.strides[1], target.strides[2],
+            hint="window",
+        )  # fmt: skip
+
+    # Calls
+
+    def call(
+        self,
+        op: Op,
+        kernel: str,
+        *arguments: Argument,
+        scratch: int = 0,
+        distance: int | None = None,
+        comment: str | None = None,
+    ) -> None:
+        """Adds a kernel call.
+
+        Args:
+            op: For the comment.
+            kernel: C function.
+            arguments: In the order of its parameters.
+            scratch: Bytes of scratch memory.
+            distance: Bytes that the target must lie behind the source where they overlap; None: they must
+                not.
+            comment: Instead of the operation's.
+        """
+        views = [a for a in arguments if isinstance(a, View) and not a.constant]
+        overlap = None
+        if distance is not None and len(views) == 2 and views[0].buffer != views[1].buffer:
+            overlap = (views[0].buffer, views[1].buffer, distance + views[1].offset - views[0].offset)
+        self.calls.append(
+            Call(self.step, comment or self._comment(op), kernel, tuple(arguments), scratch, overlap)
+        )
+
+    def _comment(self, op: Op) -> str:
+        values = [self.model.tensors[n] for n in op.inputs if n and self.model.tensors[n].data is None]
+        shapes = ", ".join(str(list(t.shape)) for t in values)
+        return f"{op.index} {op.kind} {shapes} -> {list(self.model.tensors[op.output].shape)}"
+
+    def convolution(
+        self,
+        op: Op,
+        source: View,
+        target: View,
+        weights: Tensor,
+        quant: Any,
+        points: tuple[int, int, int, int],
+    ) -> None:
+        """Calls of a convolution, one a picture of the batch."""
+        fields = self.channel_quant(quant, points)
+        for x, out in self.pictures(source, target):
+            kernel: tuple[int, int] = op.attrs["kernel"]
+            groups = group_count(kernel, x.shape[3])
+            pixels = out.shape[1] * out.shape[2]
+            modes = conv_modes(groups, math.prod(kernel) * x.shape[3], out.shape[3], pixels)
+            mode = self.pick(modes)
+            struct = self.struct(
+                "csr_conv", f"&{self.window(op, x, out)}", self.weights(weights), f"&{fields}",
+                out.shape[3], mode.tile, int(mode.resident), hint="conv",
+            )  # fmt: skip
+            distance = self.raster_distance(op, x, out, reads_own=False)
+            self.call(op, "csr_conv2d_s8", f"&{struct}", x, out, scratch=mode.scratch, distance=distance)
+
+    def pick(self, modes: Sequence[ConvMode]) -> ConvMode:
+        """The cheapest mode whose scratch memory costs no arena, or the one that takes least."""
+        fitting = [m for m in modes if m.scratch <= self.budget(self.step)]
+        if fitting:
+            return min(fitting, key=lambda m: (m.cost, m.scratch))
+        return min(modes, key=lambda m: (m.scratch, m.cost))
+
+    def depthwise_scratch(self, op: Op, source: View) -> int:
+        """Bytes that the depth-wise kernel takes: its weights, paired and widened."""
+        kernel: tuple[int, int] = op.attrs["kernel"]
+        taps, channels = math.prod(kernel), source.shape[3]
+        if op.attrs["multiplier"] != 1:
+            return 0
+        return 4 * ((taps + 1) // 2) * ((channels + 3) // 4 * 4)
+
+    def raster_distance(self, op: Op, source: View, target: View, *, reads_own: bool) -> int:
+        """How far behind its input a kernel must write that reads windows and writes pixels in raster order.
+
+        Args:
+            op: Gives the window.
+            source: [1, H, W, C].
+            target: [1, H, W, C].
+            reads_own: Whether a pixel's window is still read while the pixel is written.
+        """
+        a = op.attrs
+        rows = np.maximum(np.arange(target.shape[1]) * a["stride"][0] - a["pads"][0], 0) * source.strides[1]
+        cols = np.maximum(np.arange(target.shape[2]) * a["stride"][1] - a["pads"][1], 0) * source.strides[2]
+        lowest = (rows[:, None] + cols[None]).reshape(-1)
+        upcoming = np.minimum.accumulate(lowest[::-1])[::-1]
+        written = (
+            np.arange(target.shape[1])[:, None] * target.strides[1]
+            + np.arange(target.shape[2])[None] * target.strides[2]
+        ).reshape(-1) + target.shape[3]
+        ends = np.maximum.accumulate(written)
+        if reads_own:
+            return int((ends - upcoming).max())
+        # Nothing is read after the last pixel.
+        return int((ends[:-1] - upcoming[1:]).max(initial=-(1 << 30)))
+
+    def broadcasts_first(self, op: Op) -> bool:
+        """Whether the first operand is the one that is repeated."""
+        a, b = self.model.of(op.inputs)
+        out = self.model.tensors[op.output]
+        if a.shape == out.shape:
+            return False
+        if b.shape != out.shape:
+            raise ExportError(
+                f"repeats both operands, {list(a.shape)} and {list(b.shape)}",
+                where=op.label,
+                fix="Broadcast one of them before.",
+            )
+        return True
+
+    def elementwise(self, op: Op, kernel: str, struct: str, *, swapped: bool = False) -> None:
+        """Calls of a kernel of two operands and `csr_loops`."""
+        names = tuple(reversed(op.inputs)) if swapped else op.inputs
+        first, second = self.view(names[0]), self.view(names[1])
+        out = self.view(op.output)
+        self._loops(op, kernel, [first, broadcast(second, out.shape), out], [f"&{struct}"])
+
+    def unary(self, op: Op, kernel: str, *arguments: str) -> None:
+        """Calls of a kernel of one operand and `csr_loops`."""
+        self._loops(op, kernel, [self.view(op.inputs[0]), self.view(op.output)], list(arguments))
+
+    def _loops(self, op: Op, kernel: str, views: list[View], arguments: list[str]) -> None:
+        sizes, strides = collapsed(views)
+        # The innermost axis must be dense in all but a repeated operand.
+        dense = [s for i, s in enumerate(strides) if not (len(views) == 3 and i == 1)]
+        if any(s[-1] != 1 for s in dense):
+            sizes = [*sizes, 1]
+            for s in strides:
+                s.append(1)
+        second = strides[1][-1] if len(views) == 3 else 1
+        if second not in (0, 1):
+            raise ExportError("has an operand whose elements lie apart", where=op.label)
+        *outer, span = sizes
+        while len(outer) < 2:
+            outer.insert(0, 1)
+            for s in strides:
+                s.insert(0, 0)
+        head, (rows, pixels) = outer[:-2], outer[-2:]
+        if max(rows, pixels) > 65535:
+            raise ExportError(f"has {max(rows, pixels):,} parts that lie apart", where=op.label)
+        pitches = [s[-3:-1] for s in strides]
+        a, out = pitches[0], pitches[-1]
+        b = pitches[1] if len(views) == 3 else [0, 0]
+        loops = self.struct("csr_loops", rows, pixels, span, *a, *b, *out, second, hint="loops")
+        for index in np.ndindex(*head):
+            moved = [
+                replace(v, offset=v.offset + sum(i * k for i, k in zip(index, s, strict=False)))
+                for v, s in zip(views, strides, strict=True)
+            ]
+            self.call(op, kernel, f"&{loops}", *arguments, *moved)
+
+    def copy(self, op: Op, source: View, target: View) -> None:
+        """Copies elements between two views of one shape."""
+        if source.element != 1:
+            source, target = _as_bytes(source), _as_bytes(target)
+        self._loops(op, "csr_copy_s8", [source, target], [])
+
+    def fill(self, op: Op, value: int, target: View) -> None:
+        """Sets all elements of a view."""
+        self._loops(op, "csr_fill_s8", [target], [str(value)])
+
+
+def _as_bytes(view: View) -> View:
+    return replace(view, shape=(*view.shape, view.element), strides=(*view.strides, 1), element=1)
+
+
+def broadcast(view: View, shape: Sequence[int]) -> View:
+    """A view whose missing and single elements are repeated to a shape."""
+    missing = len(shape) - len(view.shape)
+    old = (*([1] * missing), *view.shape)
+    strides = (*([0] * missing), *view.strides)
+    return replace(
+        view,
+        shape=tuple(shape),
+        strides=tuple(0 if n == 1 and m != 1 else s for n, m, s in zip(old, shape, strides, strict=True)),
+    )
+
+
+def flash(constants: Mapping[Any, Constant]) -> tuple[int, int]:
+    """Bytes of weights and of tables."""
+    weights = sum(c.size for c in constants.values() if c.kind == "weight")
+    return weights, sum(c.size for c in constants.values()) - weights

@@ -1,0 +1,44 @@
+"""Options of the microcontroller compiler."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from csr_deploy.errors import OptionError
+
+
+@dataclass(frozen=True)
+class McuOptions:
+    """How C is generated.
+
+    Attributes:
+        prefix: Of the generated names: `model` gives model.h, model_run, MODEL_ARENA_BYTES.
+        scratch_share: Share of the arena that scratch memory may add to make convolutions faster; 0 for the
+            smallest arena.
+        flash: Most bytes of weights, tables and generated code; None for no limit.
+        ram: Most bytes of the arena; None for no limit.
+    """
+
+    prefix: str = "model"
+    scratch_share: float = 0.125
+    flash: int | None = None
+    ram: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            OptionError: If one makes no sense.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.prefix):
+            raise OptionError(
+                f"the prefix '{self.prefix}' is no C identifier in lower case",
+                fix="Use letters, digits and _.",
+            )
+        if not 0 <= self.scratch_share <= 10:
+            raise OptionError(f"the scratch share is {self.scratch_share}", fix="Give a share, 0.17 say.")
+        for name in ("flash", "ram"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"the {name} budget is {value} bytes", fix="Give at least 1.")

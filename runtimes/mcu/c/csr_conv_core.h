@@ -1,0 +1,27 @@
+/* The inside of a convolution: a tile of output pixels for all filters. */
+#ifndef CSR_CONV_CORE_H
+#define CSR_CONV_CORE_H
+
+#include "csr_mcu.h"
+
+#define CSR_MAX_TILE 16
+
+/* Where a tile is, and where its values go: base + y · row + x · pixel + i · index for its i-th pixel. */
+typedef struct {
+    int32_t y, x;
+} csr_place;
+
+typedef struct {
+    int8_t *base;
+    int32_t row, pixel, index;
+} csr_sink;
+
+/* int16 values that a bank of expanded filters takes. */
+size_t csr_bank_size(const csr_window *window, uint32_t filters);
+/* Expands filters into a bank; does nothing on processors that read int8 weights. */
+void csr_bank_load(const csr_conv *conv, int16_t *bank);
+/* Computes up to `count` pixels from `place` on, in raster order, and moves `place` behind them. */
+void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uint32_t count, csr_sink sink,
+                   int16_t *bank, void *columns);
+
+#endif

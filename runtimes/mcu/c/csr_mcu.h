@@ -1,0 +1,133 @@
+/* Types and kernels of csr-deploy's microcontroller code. C99, no allocation, no libc but memcpy and memset.
+ *
+ * All activations are int8, channels innermost; a row and a pixel of a view are `row` and `pixel` bytes apart,
+ * so that slices and concatenations of channels are read and written in place. Arithmetic is that of TFLite's
+ * reference integer kernels (gemmlowp's fixed point, double rounding), the same on every processor.
+ */
+#ifndef CSR_MCU_H
+#define CSR_MCU_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A window that moves over a picture. Sizes in pixels, pitches in bytes. */
+typedef struct {
+    uint16_t in_height, in_width, channels;
+    uint16_t out_height, out_width;
+    int16_t pad_top, pad_left;
+    uint8_t kernel_height, kernel_width;
+    uint8_t stride_height, stride_width;
+    uint8_t dilation_height, dilation_width;
+    int32_t in_row, in_pixel;
+    int32_t out_row, out_pixel;
+} csr_window;
+
+/* Accumulator to int8, per output channel. bias[c] has the input's zero point folded in. */
+typedef struct {
+    const int32_t *bias;
+    const int32_t *multiplier; /* Q31, in [2^30, 2^31) or 0 */
+    const int8_t *shift;       /* > 0: to the left */
+    int8_t in_zero, out_zero, low, high;
+} csr_channel_quant;
+
+/* A convolution: weights [filters][kernel_height][kernel_width][channels]. */
+typedef struct {
+    const csr_window *window;
+    const int8_t *weights;
+    const csr_channel_quant *quant;
+    uint16_t filters;
+    uint8_t tile;     /* pixels at a time, even */
+    uint8_t resident; /* all filters are expanded at once */
+} csr_conv;
+
+/* Sum of two int8 values: TFLite's ADD and SUB. */
+typedef struct {
+    int32_t multiplier_a, multiplier_b, multiplier_out; /* Q31 */
+    int8_t shift_a, shift_b, shift_out;                 /* to the right */
+    int8_t zero_a, zero_b, zero_out, low, high;
+} csr_add_quant;
+
+/* A recurrence over groups of channels: h_t = add(conv(x_t, V), conv(h_{t-1}, U)), h_1 = conv(x_1, V). */
+typedef struct {
+    const csr_window *input;     /* of V over x_t; its output pitches are those of h */
+    const csr_window *recurrent; /* of U over h */
+    const int8_t *v, *u;
+    const csr_channel_quant *v_quant; /* [steps] */
+    const csr_channel_quant *u_quant; /* [steps − 1] */
+    const csr_add_quant *add;         /* [steps − 1] */
+    uint16_t filters;
+    uint16_t x_step, h_step; /* bytes from group to group */
+    uint8_t steps, tile, resident;
+} csr_cell;
+
+/* Three nested loops of an element-wise operation; pitches in bytes, 0 repeats. */
+typedef struct {
+    uint16_t rows, pixels;
+    uint32_t span;
+    int32_t a_row, a_pixel, b_row, b_pixel, out_row, out_pixel;
+    uint8_t b_element; /* 0: one value of b for the whole span */
+} csr_loops;
+
+typedef struct {
+    int32_t multiplier;
+    int8_t shift; /* > 0: to the left */
+    int8_t zero_a, zero_b, zero_out, low, high;
+} csr_mul_quant;
+
+typedef struct {
+    const csr_channel_quant *quant;
+    const int8_t *gain;
+    uint16_t channels;
+    uint32_t pixels;
+} csr_affine;
+
+typedef struct {
+    const csr_window *window;
+    const int8_t *weights; /* [kernel_height][kernel_width][channels · multiplier] */
+    const csr_channel_quant *quant;
+    uint16_t multiplier; /* depth multiplier */
+} csr_depthwise;
+
+typedef struct {
+    const csr_window *window;
+    int8_t low, high;
+} csr_pool;
+
+/* Means of `rows` × `pixels` values each, for `outer` × `channels` outputs; pitches in bytes. */
+typedef struct {
+    int32_t multiplier; /* Q31, of the sum */
+    int32_t bias;       /* − zero point of the input · values */
+    uint32_t outer, channels, rows, pixels;
+    int32_t in_outer, in_channel, row, pixel;
+    int32_t out_outer, out_channel;
+    int8_t shift; /* > 0: to the left */
+    int8_t zero_out;
+} csr_mean;
+
+typedef struct {
+    const int32_t *exponential; /* [known] exp(−scale · d), Q0.31, of the distance d from the largest input */
+    uint16_t known;             /* beyond that, exponentials are too small to count */
+    uint16_t classes;           /* at most 4095 */
+    uint32_t rows;
+    int32_t in_row, out_row;
+} csr_softmax;
+
+void csr_conv2d_s8(const csr_conv *op, const int8_t *in, int8_t *out, void *scratch);
+void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch);
+void csr_depthwise_s8(const csr_depthwise *op, const int8_t *in, int8_t *out, void *scratch);
+void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out);
+void csr_add_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
+void csr_sub_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
+void csr_sub_from_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
+void csr_mul_s8(const csr_loops *loops, const csr_mul_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
+void csr_table_s8(const csr_loops *loops, const int8_t *table, const int8_t *in, int8_t *out);
+void csr_max_pool_s8(const csr_pool *op, const int8_t *in, int8_t *out);
+void csr_average_pool_s8(const csr_pool *op, const int8_t *in, int8_t *out);
+void csr_mean_s8(const csr_mean *op, const int8_t *in, int8_t *out);
+void csr_softmax_s8(const csr_softmax *op, const int8_t *in, int8_t *out);
+void csr_copy_s8(const csr_loops *loops, const int8_t *in, int8_t *out);
+void csr_fill_s8(const csr_loops *loops, int8_t value, int8_t *out);
+void csr_quantize_f32(uint32_t count, float scale, int32_t zero, const float *in, int8_t *out);
+void csr_dequantize_s8(uint32_t count, float scale, int32_t zero, const int8_t *in, float *out);
+
+#endif
