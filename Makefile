@@ -2,6 +2,7 @@
 #
 #   make demo       export the Fashion-MNIST networks, verify them, measure CSR-Conv against its backbone
 #   make test       the tests; make test-full: the full matrix as well
+#   make bench-mcu  microcontrollers in QEMU: instructions, RAM and flash of ours and of peers
 #   make bench      the CIFAR-10 networks on the full test set; needs CIFAR-10, see CIFAR10 below
 #   make lint       ruff and mypy
 #   make clean      removes what the targets made, except .venv
@@ -20,7 +21,7 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: bench clean demo lint test test-full venv
+.PHONY: bench bench-mcu clean demo lint test test-full tools venv
 
 venv: $(INSTALLED)
 
@@ -48,6 +49,24 @@ $(FASHION_MNIST):
 	    "Fashion-MNIST will be skipped. To run them: sudo apt-get install dataset-fashion-mnist"; \
 	fi
 
+# Compilers and the emulator that tests of microcontroller code need; without them those tests skip and say so.
+TOOL_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang cmake
+TOOL_PROGRAMS := arm-none-eabi-gcc qemu-system-arm clang cmake
+
+tools:
+	@missing=""; for p in $(TOOL_PROGRAMS); do command -v $$p > /dev/null || missing="$$missing $$p"; done; \
+	[ -f /usr/include/newlib/string.h ] || [ -f /usr/lib/arm-none-eabi/include/string.h ] || missing="$$missing newlib"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  echo "Installing Debian's $(TOOL_PACKAGES) (missing:$$missing)."; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --yes --no-install-recommends $(TOOL_PACKAGES) > /dev/null; } \
+	  || echo "They could not be installed: tests of microcontroller code will be skipped."; \
+	else \
+	  echo "Missing:$$missing. Tests of microcontroller code will be skipped." \
+	    "To run them: sudo apt-get install $(TOOL_PACKAGES)"; \
+	fi
+
 DEMO := $(OUT)/demo
 DEMO_EXPORT := --target tflite-int8 --target onnx --calibration fashion-mnist --out $(DEMO) --force
 
@@ -70,10 +89,17 @@ bench: venv
 	$(BIN)/csr-bench $(foreach t,$(BENCH_TARGETS),$(foreach n,$(BENCH_NETWORKS),$(BENCH)/$(n)-$(t))) \
 	  --data "$(CIFAR10)"
 
-test: venv | $(FASHION_MNIST)
+# BAKENN: the interpreter of an environment with the peer (pip install 'bakenn[tflite]'); without it its rows say so.
+BAKENN ?=
+
+bench-mcu: venv tools
+	$(BIN)/python tools/bench_mcu.py --out $(OUT)/bench-mcu --json $(OUT)/bench-mcu.json \
+	  $(if $(BAKENN),--bakenn-python $(BAKENN)) $(ARGS)
+
+test: venv tools | $(FASHION_MNIST)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-full: venv | $(FASHION_MNIST)
+test-full: venv tools | $(FASHION_MNIST)
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
 lint: venv
