@@ -19,6 +19,7 @@ def measure_accuracy(
     limit: int | None,
     seed: int,
     on_progress: Callable[[int, int], None],
+    device: str | None = None,
 ) -> Accuracy:
     """Classifies the test part of an image set.
 
@@ -30,6 +31,7 @@ def measure_accuracy(
         limit: Most images, a seeded draw; None for all.
         seed: Of the draw; the same images for every network of the same size.
         on_progress: Called with images done and images in all.
+        device: What the runtime runs on, where it has a choice; for the record.
 
     Raises:
         DataError: If the set cannot be read, has no labels, or other classes than the network.
@@ -43,4 +45,4 @@ def measure_accuracy(
         outputs = runtime.logits(chosen.images[start : start + _PART])
         hits += int((outputs.argmax(axis=1) == expected[start : start + _PART]).sum())
         on_progress(min(start + _PART, len(chosen)), len(chosen))
-    return Accuracy(data, len(chosen), chosen.sha256, len(dataset.damaged), hits / len(chosen))
+    return Accuracy(data, len(chosen), chosen.sha256, len(dataset.damaged), hits / len(chosen), device)

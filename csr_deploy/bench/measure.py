@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import csr_deploy
 from csr_deploy import errors
 from csr_deploy.bench.metrics import median_of_windows, ratio_interval, summarise
-from csr_deploy.bench.plan import BenchPlan, BenchSubject
+from csr_deploy.bench.plan import BenchOptions, BenchPlan, BenchSubject
 from csr_deploy.bench.results import (
     Accuracy,
     BenchResult,
@@ -31,6 +31,7 @@ from csr_deploy.bench.results import (
     MachineState,
     Measurement,
     Memory,
+    Microcontroller,
     Sizes,
 )
 from csr_deploy.bench.telemetry import Monitor, TelemetryReading, check_available, open_source
@@ -68,14 +69,16 @@ class WorkerProcess:
         self._label = label
 
     def __enter__(self) -> Self:
+        # Its own, so that one that is killed leaves nothing behind.
+        self._temporary = tempfile.TemporaryDirectory(prefix="csr-bench-", ignore_cleanup_errors=True)
         self._messages = tempfile.TemporaryFile()
         # A session of its own: Ctrl-C reaches this process only, which then ends the worker.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START],
+            [sys.executable, "-c", _START, self._temporary.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._messages,
-            env=_worker_environment(),
+            env=_worker_environment(self._temporary.name),
             start_new_session=True,
             text=True,
             encoding="utf-8",
@@ -86,13 +89,20 @@ class WorkerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._process.kill()
+            self._kill()
         try:
             self._process.communicate(timeout=_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.communicate()
         self._messages.close()
+        self._temporary.cleanup()
+
+    def _kill(self) -> None:
+        """Ends it and what it started, such as a compiler."""
+        # Not waited for, it keeps its number, and the group with it.
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     @property
     def pid(self) -> int:
@@ -153,7 +163,7 @@ class WorkerProcess:
         return errors.BenchError(f"the process {how} while {stage}", where=self._label, fix=said)
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(temporary: str) -> dict[str, str]:
     """The caller's environment, the same csr_deploy, and no threads but the runtime's own."""
     root = str(Path(csr_deploy.__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -161,6 +171,7 @@ def _worker_environment() -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "OPENBLAS_NUM_THREADS": "1",
+        "TMPDIR": temporary,
     }
 
 
@@ -170,7 +181,8 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
     Each is checked first (golden vectors, accuracy); only then anything is timed. Latencies are taken in
     turns: all subjects are loaded, each in its own process, and one after another measures a window while the
     others wait; telemetry is taken meanwhile, and throttling makes the result void. Memory is read in yet
-    another process.
+    another process. In an emulator nothing is timed, and away from this machine neither its telemetry nor its
+    memory says anything.
 
     Args:
         plan: What and how.
@@ -180,8 +192,9 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
         CsrError: If a subject cannot be run; nothing is left running.
     """
     options = plan.options
-    if options.latency:
-        check_available(options.telemetry)
+    telemetry = options.telemetry if options.place.is_host else "none"
+    if options.is_timed:
+        check_available(telemetry)
     with WorkerProcess("this machine") as machine:
         environment = Environment(**machine.ask("machine", "reading the environment"))
         before = MachineState(**machine.ask("state", "reading the machine's state"))
@@ -189,12 +202,13 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
         latency: dict[str, Latency] = {}
         memory: dict[str, Memory] = {}
         watched: TelemetryReading | None = None
-        if options.latency:
-            source = open_source(options.telemetry, interval_s=options.telemetry_interval)
+        if options.is_timed:
+            source = open_source(telemetry, interval_s=options.telemetry_interval)
             with Monitor(source, options.telemetry_interval) as monitor:
                 latency = _measure_latency(plan, checked, on_progress, monitor)
-            watched = monitor.reading()
-            memory = {s.label: _measure_memory(plan, s, on_progress) for s in plan.subjects}
+            watched = monitor.reading() if options.place.is_host else None
+            if options.place.is_host:
+                memory = {s.label: _measure_memory(plan, s, on_progress) for s in plan.subjects}
         after = MachineState(**machine.ask("state", "reading the machine's state"))
     energy = watched.energy if watched else {}
     measurements = tuple(
@@ -235,6 +249,7 @@ def _start(plan: BenchPlan, subject: BenchSubject, worker: WorkerProcess, batch:
         cuda_graph=options.cuda_graph,
         copies=options.copies,
         wait=options.wait,
+        device=options.device,
     )
     return started
 
@@ -260,21 +275,41 @@ def _check(plan: BenchPlan, subject: BenchSubject, on_progress: Progress) -> dic
                     "classifying the test images",
                     lambda done, total: on_progress("accuracy", subject.label, done, total),
                     data=options.data,
-                    limit=options.limit,
+                    limit=min((n for n in (options.limit, options.device_images) if n), default=None),
                     seed=options.seed,
+                    here=not options.place.is_host and options.device_images is None,
                 )
             )
     if subject.kind == "checkpoint":
         identity["batch"] = 1
+    sizes = Sizes(**checked["sizes"])
     return {
         **identity,
         "subject": subject.label,
-        "sizes": Sizes(**checked["sizes"]),
+        "sizes": sizes,
         "golden": checked["golden"] and Golden(**checked["golden"]),
         "parity": checked["parity"],
         "settings": checked["settings"],
         "accuracy": accuracy,
+        "microcontroller": None if options.place.is_host else _microcontroller(checked["settings"], sizes),
     }
+
+
+def _microcontroller(settings: Mapping[str, Any], sizes: Sizes) -> Microcontroller:
+    """What the mcu runtime told of its device after the golden inputs."""
+    instructions, stack, arena = settings.get("instructions"), settings.get("stack_bytes"), sizes.arena_bytes
+    return Microcontroller(
+        device=settings["device"],
+        board=settings.get("board"),
+        instructions=instructions,
+        instructions_per_mac=instructions / sizes.macs if instructions and sizes.macs else None,
+        cycles=settings.get("cycles"),
+        stack_bytes=stack,
+        ram_bytes=None if stack is None or arena is None else arena + stack,
+        flash_bytes=settings.get("flash", {}).get("model_flash_bytes"),
+        compiler=settings.get("compiler"),
+        flags=settings.get("flags"),
+    )
 
 
 def _measure_latency(
@@ -359,10 +394,12 @@ def _notes(
             "TFLite Micro ran its plain C kernels on this machine: its outputs are those of a "
             "microcontroller, its times say nothing about one, and its arena is slightly larger than there."
         )
+    if any(m.runtime == "mcu" for m in measurements):
+        notes += _mcu_notes(plan.options, measurements)
     for measurement in measurements:
         if measurement.settings.get("copies") is False:
             notes.append(f"Copies to the GPU and back are not in the latency of {measurement.subject}.")
-    if plan.options.latency:
+    if plan.options.is_timed and plan.options.place.is_host:
         if len({m.batch for m in measurements}) > 1:
             notes.append(
                 "The subjects have different batch sizes, and each latency is that of a whole batch."
@@ -377,6 +414,32 @@ def _notes(
                 f"The frequency governor is '{before.governor}': 'performance' gives steadier times."
             )
     return tuple(notes)
+
+
+def _mcu_notes(options: BenchOptions, measurements: Sequence[Measurement]) -> list[str]:
+    place, notes = options.place, []
+    if place.is_host:
+        return [
+            "The C of mcu artifacts ran on this machine: its outputs, arena and constants are those of a "
+            "microcontroller, its times and its process's memory say nothing about one. "
+            "--device qemu:cortex-m4 counts instructions."
+        ]
+    if place.board is not None:
+        notes.append(
+            f"Emulated in QEMU: {place.board.summary} ({place.board.machine}). Instructions of model_run are "
+            f"counted to within {float(place.board.instructions_per_tick):g}, median over the golden inputs; "
+            "they are no time. Flash: the model and what it needs of the C library, without the firmware."
+        )
+    if options.device_images is not None:
+        notes.append(f"The test images were classified by {place.text}.")
+    elif options.data is not None:
+        notes.append(
+            "The test images were classified by the same C on this machine, whose golden outputs are the "
+            f"same bytes as on {place.text}. --device-images N lets {place.text} classify N of them."
+        )
+    devices = [m.microcontroller for m in measurements if m.microcontroller]
+    compiled = {f"Compiled by {d.compiler} with {d.flags}." for d in devices if d.compiler}
+    return [*notes, *sorted(compiled)]
 
 
 def _telemetry_notes(watched: TelemetryReading | None) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from csr_deploy.artifact import MANIFEST, read_artifact
 from csr_deploy.bench.telemetry.sources import check_choice
 from csr_deploy.errors import CheckpointError, OptionError
 from csr_deploy.runtimes import RuntimeOptions, find_runtime
+from csr_deploy.runtimes.mcu.devices import HOST, Device, parse_device
+from csr_deploy.targets import find_target
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class BenchOptions:
         cuda_graph: See `RuntimeOptions`.
         copies: Likewise.
         wait: Likewise.
+        device: Likewise.
+        device_images: Most test images that the device itself classifies, where it is not this machine; None
+            for none: the same C classifies them here.
         data: Image set for the accuracy: a path or the name of a built-in one; None for no accuracy.
         limit: Most images of it, a seeded draw; None for all.
         latency: Whether to measure latency and memory.
@@ -62,6 +67,8 @@ class BenchOptions:
     cuda_graph: bool | None = None
     copies: bool | None = None
     wait: str | None = None
+    device: str | None = None
+    device_images: int | None = None
     data: str | None = None
     limit: int | None = None
     latency: bool = True
@@ -78,10 +85,10 @@ class BenchOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        RuntimeOptions(self.threads, self.kernels, self.cuda_graph, self.copies, self.wait)
+        RuntimeOptions(self.threads, self.kernels, self.cuda_graph, self.copies, self.wait, self.device)
         if self.runtime is not None:
             find_runtime(self.runtime)
-        for name in ("images", "windows", "limit"):
+        for name in ("images", "windows", "limit", "device_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}", fix="Give at least 1.")
@@ -93,10 +100,31 @@ class BenchOptions:
             )
         if self.seconds < 0:
             raise OptionError(f"seconds is {self.seconds:g}", fix="Give 0 or more.")
-        if not self.latency and self.data is None:
+        is_host = self.place.is_host
+        if self.device_images is not None and (is_host or self.data is None):
+            lack = "a device that is not this machine" if is_host else "images"
+            raise OptionError(
+                f"the device is to classify {self.device_images} images, but there is no sign of {lack}",
+                fix=f"Give {'--device' if is_host else '--data'} too.",
+            )
+        if not self.latency and self.data is None and is_host:
             raise OptionError(
                 "without latency and without data there is nothing to measure", fix="Give --data."
             )
+
+    @property
+    def place(self) -> Device:
+        """Where the subjects run.
+
+        Raises:
+            OptionError: If there is no such device.
+        """
+        return parse_device(self.device or HOST)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether latencies are taken: asked for, and not in an emulator, whose time means nothing."""
+        return self.latency and self.place.board is None
 
 
 QUICK = BenchOptions(
@@ -125,22 +153,37 @@ def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None
     Raises:
         ArtifactError: If a directory is no artifact or was changed.
         CheckpointError: If a file does not exist.
-        OptionError: If there is nothing to measure or the baseline is none of the subjects.
+        OptionError: If there is nothing to measure, the baseline is none of the subjects, or an option does
+            not fit one of them.
     """
     if not paths:
         raise OptionError("there is nothing to measure", fix="Name artifacts or checkpoints.")
     found = [_find_subject(path) for path in paths]
-    if options.runtime is not None:
-        # Before the first of them is measured for minutes.
-        for label, _, file in found:
-            _check_suffix(options.runtime, label, file)
-    counts = Counter(label for label, _, _ in found)
+    # Before the first of them is measured for minutes.
+    for each in found:
+        if options.runtime is not None:
+            _check_suffix(options.runtime, each.label, each.file)
+        if options.device is not None:
+            _check_device(options.device, options.runtime or each.runtime, each.label)
+        if options.data is not None and not each.has_labels:
+            raise OptionError(
+                "has no class names, so there is no accuracy to measure",
+                where=each.label,
+                fix="Export it from its checkpoint, which has them, or leave --data out.",
+            )
+    if options.place.port is not None and len(found) > 1:
+        raise OptionError(
+            f"a board runs the one model that it was flashed with, {len(found)} subjects were given",
+            where=options.place.text,
+            fix="Flash and measure them one after another.",
+        )
+    counts = Counter(each.label for each in found)
     seen: Counter[str] = Counter()
     subjects = []
-    for path, (label, kind, _) in zip(paths, found, strict=True):
-        seen[label] += 1
-        unique = f"{label}#{seen[label]}" if counts[label] > 1 else label
-        subjects.append(BenchSubject(unique, path, kind))
+    for path, each in zip(paths, found, strict=True):
+        seen[each.label] += 1
+        unique = f"{each.label}#{seen[each.label]}" if counts[each.label] > 1 else each.label
+        subjects.append(BenchSubject(unique, path, each.kind))
     if baseline is None:
         return BenchPlan(tuple(subjects), subjects[0].label, options)
     named = [s for s in subjects if baseline in (s.label, str(s.path))] or [
@@ -164,7 +207,36 @@ def _check_suffix(runtime: str, label: str, file: str) -> None:
         )
 
 
-def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"], str]:
+def _check_device(device: str, runtime: str, label: str) -> None:
+    if "device" not in find_runtime(runtime).special_options:
+        raise OptionError(
+            f"the {runtime} runtime has no choice of a device, {device} was given",
+            where=label,
+            fix="Leave --device out, or measure this subject in a run of its own: "
+            "only artifacts of the mcu target run on other devices.",
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a path leads to.
+
+    Attributes:
+        label: Not unique yet.
+        kind: See `BenchSubject`.
+        file: Name of the model file.
+        runtime: The one made for it.
+        has_labels: Whether its classes have names; those of a checkpoint always have.
+    """
+
+    label: str
+    kind: Literal["artifact", "checkpoint"]
+    file: str
+    runtime: str
+    has_labels: bool = True
+
+
+def _find_subject(path: Path) -> _Found:
     if path.is_dir():
         if not (path / MANIFEST).is_file() and (path / "model.pt").is_file():
             raise CheckpointError(
@@ -173,7 +245,9 @@ def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"], s
                 fix=f"Name the checkpoint: {path / 'model.pt'}",
             )
         artifact = read_artifact(path)
-        return f"{artifact.name}-{artifact.target}", "artifact", artifact.files[0].name
+        label = f"{artifact.name}-{artifact.target}"
+        runtime = find_target(artifact.target).runtime
+        return _Found(label, "artifact", artifact.files[0].name, runtime, bool(artifact.labels))
     if not path.is_file():
         raise CheckpointError(
             "does not exist",
@@ -186,4 +260,4 @@ def _find_subject(path: Path) -> tuple[str, Literal["artifact", "checkpoint"], s
         )
     # The usual file name, model.pt, says nothing; its folder does.
     label = path.parent.resolve().name if path.stem == "model" else path.stem
-    return label, "checkpoint", path.name
+    return _Found(label, "checkpoint", path.name, "torch")

@@ -12,6 +12,7 @@ from csr_deploy.bench.results import BenchResult, Measurement
 from csr_deploy.bench.telemetry.summary import summarise_telemetry
 
 _NOTHING = "–"
+_MODEL_FILE = "model file"
 # Beginnings of the names of rows that throttling makes void.
 _TIMED_ROWS = ("load", "first inference", "latency", "GPU time", "energy")
 
@@ -26,6 +27,14 @@ def _macs(value: float) -> str:
 
 def _bytes(value: float) -> str:
     return f"{value / 2**20:,.2f} MiB" if abs(value) >= 2**20 else f"{value / 2**10:,.1f} KiB"
+
+
+def _large_count(value: float) -> str:
+    return f"{value / 1e6:,.2f} M" if value >= 1e6 else _count(value)
+
+
+def _small_bytes(value: float) -> str:
+    return f"{value:,.0f} B" if value < 2**13 else _bytes(value)
 
 
 def _milliseconds(nanoseconds: float) -> str:
@@ -71,8 +80,16 @@ _SIZES = (
     Figure("parameters", "sizes", "parameters", _count),
     Figure("MACs", "sizes", "macs", _macs),
     Figure("stored weights", "sizes", "weight_bytes", _bytes),
-    Figure("model file", "sizes", "file_bytes", _bytes),
+    Figure(_MODEL_FILE, "sizes", "model_bytes", _bytes),
     Figure("arena", "sizes", "arena_bytes", _bytes),
+)
+_MICROCONTROLLER = (
+    Figure("stack, deepest", "microcontroller", "stack_bytes", _small_bytes),
+    Figure("RAM: arena and stack", "microcontroller", "ram_bytes", _bytes),
+    Figure("flash: constants and code", "microcontroller", "flash_bytes", _bytes),
+    Figure("instructions of an inference", "microcontroller", "instructions", _large_count),
+    Figure("instructions per MAC", "microcontroller", "instructions_per_mac", "{:.2f}".format),
+    Figure("cycles of an inference", "microcontroller", "cycles", _large_count),
 )
 _TIMES = (
     Figure("load", "latency", "load_ns", _milliseconds),
@@ -106,7 +123,9 @@ def rows(result: BenchResult) -> list[Row]:
         _accuracy_row(result),
         Row("same top-1 as float, at export", tuple(_parity(m) for m in result.measurements)),
         Row("golden outputs", tuple(_golden(m) for m in result.measurements)),
-        *(_figure_row(result, figure) for figure in (*_SIZES, *_TIMES)),
+        *(_figure_row(result, figure) for figure in (*_sizes(result), *_MICROCONTROLLER)),
+        Row("latency", tuple(_emulated(m) for m in result.measurements)),
+        *(_figure_row(result, figure) for figure in _TIMES),
         _comparison_row(result),
         *(_figure_row(result, figure) for figure in (*_PERCENTILES, *_GPU_TIMES, *_MEMORY)),
         _energy_row(result),
@@ -154,16 +173,22 @@ def caption(result: BenchResult) -> str:
         f"Python {environment.python}; {versions}."
     ]
     if any(m.latency for m in result.measurements):
-        threads = result.options["threads"]
-        lines.append(
-            f"Latency of one inference at batch {_batches(result)} with {threads} "
-            f"thread{'s' if threads > 1 else ''}: input array in, output array out, without preprocessing; "
-            f"subjects in turns, {result.options['windows']} windows. Private memory: what loading and "
-            "running added to a process with the runtime imported."
-        )
+        lines.append(_timed_region(result))
     if result.telemetry is not None:
         lines.append(summarise_telemetry(result.telemetry))
     return "\n".join([*lines, *(f"Note: {note}" for note in result.notes)])
+
+
+def _timed_region(result: BenchResult) -> str:
+    threads, windows = result.options["threads"], result.options["windows"]
+    if any(m.microcontroller for m in result.measurements):
+        return f"Latency of one inference by the board's own clock, {windows} windows; load: to connect."
+    return (
+        f"Latency of one inference at batch {_batches(result)} with {threads} "
+        f"thread{'s' if threads > 1 else ''}: input array in, output array out, without preprocessing; "
+        f"subjects in turns, {windows} windows. Private memory: what loading and "
+        "running added to a process with the runtime imported."
+    )
 
 
 def _batches(result: BenchResult) -> str:
@@ -221,6 +246,18 @@ def _comparison_row(result: BenchResult) -> Row:
     return Row(name, tuple(compared.get(m.subject, _NOTHING) for m in result.measurements))
 
 
+def _sizes(result: BenchResult) -> list[Figure]:
+    """The sizes, the model's named after what it is."""
+    in_flash = [m.sizes.constant_bytes is not None for m in result.measurements]
+    name = "constants in flash" if all(in_flash) else f"{_MODEL_FILE} (mcu: constants in flash)"
+    return [replace(f, name=name) if any(in_flash) and f.name == _MODEL_FILE else f for f in _SIZES]
+
+
+def _emulated(measurement: Measurement) -> str:
+    device = measurement.microcontroller
+    return _NOTHING if device is None or device.board is None else "not measured (emulated)"
+
+
 def _energy_row(result: BenchResult) -> Row:
     energies = [m.energy for m in result.measurements]
     known = [e for e in energies if e is not None]
@@ -233,7 +270,8 @@ def _energy_row(result: BenchResult) -> Row:
 
 def _runtime(measurement: Measurement) -> str:
     kernels = ", reference kernels" if measurement.kernels == "reference" else ""
-    return f"{measurement.runtime}{kernels}"
+    device = f" on {measurement.microcontroller.device}" if measurement.microcontroller else ""
+    return f"{measurement.runtime}{kernels}{device}"
 
 
 def _settings(measurement: Measurement) -> str:
@@ -251,7 +289,9 @@ def _settings(measurement: Measurement) -> str:
 
 def _parity(measurement: Measurement) -> str:
     agreement, images = measurement.parity.get("top1_agreement"), measurement.parity.get("images")
-    if agreement is None or images is None:
+    # C made from a .tflite file was compared with that file, for equal bytes, not with a network in float.
+    is_of_file = "equal_bytes" in measurement.parity.get("threshold", {})
+    if agreement is None or images is None or is_of_file:
         return _NOTHING
     return f"{agreement:.1%} of {images:,}"
 

@@ -24,6 +24,9 @@ TIMED_REGION: Mapping[str, str] = {
     "without copies",
     "memory": "in a process of its own; private and mapped bytes are what loading and a few inferences added "
     "to a process that had already imported the runtime, peak_rss_bytes is that whole process at its largest",
+    "microcontroller": "instructions or cycles of model_run alone, median over the golden inputs; in QEMU "
+    "they are counted to within one tick of the board's counter, and nothing is timed; a latency on a real "
+    "board is by its own clock and without the transfer, its load is the time to connect",
     "energy": "mean power of the whole board or module in the timed windows, idle power included, times the "
     "mean time of an inference",
 }
@@ -39,6 +42,7 @@ class Sizes:
         file_bytes: Size of the model file.
         weight_bytes: Bytes of stored weights, each copy counted.
         arena_bytes: Arena of a runtime that works in one.
+        constant_bytes: Weights and tables of a model in C, whose text says nothing of its size.
     """
 
     parameters: int | None
@@ -46,6 +50,12 @@ class Sizes:
     file_bytes: int
     weight_bytes: int | None
     arena_bytes: int | None
+    constant_bytes: int | None = None
+
+    @property
+    def model_bytes(self) -> int:
+        """What has to be stored to run the model: its file, or the constants of one in C."""
+        return self.file_bytes if self.constant_bytes is None else self.constant_bytes
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Accuracy:
         images_sha256: Their identity.
         damaged: Images that could not be decoded and were left out.
         top1: Share with the right class.
+        device: What classified them, as in `RuntimeOptions`; None for a runtime that has no choice. The
+            golden outputs were the same bytes there and on the device that was measured.
     """
 
     source: str
@@ -76,6 +88,37 @@ class Accuracy:
     images_sha256: str
     damaged: int
     top1: float
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Microcontroller:
+    """What a model takes of a microcontroller; None where the device does not tell.
+
+    Attributes:
+        device: As in `RuntimeOptions`.
+        board: QEMU's name of the emulated board; None for a real one.
+        instructions: Of one inference, median over the golden inputs; in QEMU only. Neither a time nor a
+            measure of one.
+        instructions_per_mac: The same for one multiply-accumulate.
+        cycles: Of one inference, median over the golden inputs; on a real board only.
+        stack_bytes: Deepest stack of an inference.
+        ram_bytes: Arena and stack.
+        flash_bytes: Weights, tables and code of the model, and what it needs of the C library.
+        compiler: What compiled it, and its version.
+        flags: How.
+    """
+
+    device: str
+    board: str | None
+    instructions: int | None
+    instructions_per_mac: float | None
+    cycles: int | None
+    stack_bytes: int | None
+    ram_bytes: int | None
+    flash_bytes: int | None
+    compiler: str | None
+    flags: str | None
 
 
 @dataclass(frozen=True)
@@ -169,13 +212,16 @@ class Measurement:
         sizes: Sizes.
         golden: Golden check, None for a checkpoint.
         accuracy: None where no data was given.
-        latency: None where it was not asked for.
-        memory: Likewise.
+        latency: None where it was not asked for, and in an emulator, which has no time.
+        memory: Of a process on this machine; None where it was not asked for, and where another device ran
+            the model.
         parity: What the export found when it compared the artifact with its checkpoint; plain values.
         energy: Of one inference (of a batch, like the latency); None where the machine does not tell.
         settings: What else the runtime says of how it ran; plain values. Of the trt runtime: `copies`,
             `cuda_graph` and `wait` as in `RuntimeOptions`, `gpu`, `cuda_driver`, and `engine` and
-            `engine_sha256`, its file name and identity.
+            `engine_sha256`, its file name and identity. Of the mcu runtime: `device`, `timed`, how it was
+            compiled, and what the device told, the flash by section and file included.
+        microcontroller: What it takes of one; None where none ran it.
     """
 
     subject: str
@@ -196,6 +242,7 @@ class Measurement:
     parity: Mapping[str, Any] = field(default_factory=dict)
     energy: Energy | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    microcontroller: Microcontroller | None = None
 
 
 @dataclass(frozen=True)

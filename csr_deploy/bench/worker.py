@@ -11,10 +11,12 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +28,10 @@ from csr_deploy.artifact import Artifact, read_artifact
 from csr_deploy.bench.accuracy import measure_accuracy
 from csr_deploy.bench.environment import read_environment, read_state
 from csr_deploy.bench.metrics import peak_rss, read_memory, release_free_memory
-from csr_deploy.errors import CsrError
+from csr_deploy.errors import CsrError, ParityError
 from csr_deploy.runtimes import Runtime, RuntimeOptions, open_runtime
-from csr_deploy.runtimes.golden import verify_golden
+from csr_deploy.runtimes.golden import GoldenReport, verify_golden
+from csr_deploy.runtimes.mcu.devices import HOST
 
 if TYPE_CHECKING:
     from csr_deploy.runtimes.torch import CheckpointSubject
@@ -47,6 +50,12 @@ class Session:
         self._emit = emit
         self._subject: Artifact | CheckpointSubject
         self._runtime: Runtime
+        self._golden: GoldenReport | None = None
+        self._opened = ExitStack()
+
+    def close(self) -> None:
+        """Ends what was opened, such as an emulator."""
+        self._opened.close()
 
     def machine(self) -> dict[str, Any]:
         """The environment."""
@@ -67,6 +76,7 @@ class Session:
         cuda_graph: bool | None = None,
         copies: bool | None = None,
         wait: str | None = None,
+        device: str | None = None,
     ) -> dict[str, Any]:
         """Reads the subject; answers what identifies it and what will run it.
 
@@ -80,6 +90,7 @@ class Session:
             cuda_graph: See `RuntimeOptions`.
             copies: Likewise.
             wait: Likewise.
+            device: Likewise.
         """
         if kind == "artifact":
             artifact = read_artifact(path)
@@ -91,7 +102,7 @@ class Session:
             from csr_deploy.checkpoint import file_sha256
 
             sha256, target = file_sha256(Path(path)), "checkpoint"
-        options = RuntimeOptions(threads, kernels, cuda_graph, copies, wait)
+        options = RuntimeOptions(threads, kernels, cuda_graph, copies, wait, device)
         self._runtime = open_runtime(runtime, self._subject, options)
         self._runtime.prepare()
         return {
@@ -112,17 +123,13 @@ class Session:
 
     def check(self) -> dict[str, Any]:
         """Loads the model; answers its sizes, the golden check, what the export found and how it runs."""
-        self._runtime.__enter__()
+        self._opened.enter_context(self._runtime)
         file_bytes = self._subject.model_file.stat().st_size
+        figures: Mapping[str, int | None]
         if isinstance(self._subject, Artifact):
-            golden = asdict(verify_golden(self._runtime))
-            recorded = self._subject
-            figures: Mapping[str, int | None] = {
-                "parameters": _whole(recorded.model, "parameters"),
-                "macs": _whole(recorded.model, "macs"),
-                "weight_bytes": _whole(recorded.ledger, "stored_bytes"),
-            }
-            parity = dict(recorded.parity)
+            self._golden = verify_golden(self._runtime)
+            figures = _artifact_figures(self._subject)
+            golden, parity = asdict(self._golden), dict(self._subject.parity)
         else:
             golden, parity = None, {}
             figures = _checkpoint_figures(self._subject)
@@ -130,15 +137,41 @@ class Session:
         settings = dict(self._runtime.settings)
         return {"sizes": sizes, "golden": golden, "parity": parity, "settings": settings}
 
-    def accuracy(self, data: str, limit: int | None, seed: int) -> dict[str, Any]:
-        """Classifies a test set; after `check`."""
+    def accuracy(self, data: str, limit: int | None, seed: int, here: bool = False) -> dict[str, Any]:
+        """Classifies a test set; after `check`.
+
+        Args:
+            data: See `measure_accuracy`.
+            limit: Likewise.
+            seed: Likewise.
+            here: On this machine, where the runtime is open on another device.
+
+        Raises:
+            ParityError: If this machine does not compute what the device does.
+        """
         preprocessing, labels = self._subject.preprocessing, self._subject.labels
-        return asdict(measure_accuracy(self._runtime, preprocessing, labels, data, limit, seed, self._emit))
+        runtime = self._runtime
+        if here:
+            options = replace(runtime.options, device=HOST)
+            runtime = self._opened.enter_context(open_runtime(runtime.name, self._subject, options))
+            self._check_same(runtime)
+        device = runtime.settings.get("device")
+        return asdict(measure_accuracy(runtime, preprocessing, labels, data, limit, seed, self._emit, device))
+
+    def _check_same(self, here: Runtime) -> None:
+        """Demands that the golden outputs are the same bytes here and on the device."""
+        if self._golden is None or not (self._golden.exact and verify_golden(here).exact):
+            raise ParityError(
+                f"its golden outputs are not the same here and on {self._runtime.options.device}, so the "
+                "accuracy cannot be measured here",
+                where=self._subject.name,
+                fix="Let the device classify some of the images: --device-images 100.",
+            )
 
     def load(self) -> dict[str, int]:
         """Loads the model and runs it once, each timed."""
         self._inputs = cycle(_timed_inputs(self._subject))
-        self._runtime.__enter__()
+        self._opened.enter_context(self._runtime)
         first = self._runtime.run(next(self._inputs)).nanoseconds
         return {
             "load_ns": self._runtime.load_nanoseconds,
@@ -169,7 +202,7 @@ class Session:
         inputs = cycle(_timed_inputs(self._subject))
         release_free_memory()
         before = read_memory()
-        self._runtime.__enter__()
+        self._opened.enter_context(self._runtime)
         for _ in range(runs):
             self._runtime.run(next(inputs))
         after = read_memory()
@@ -199,6 +232,17 @@ class Session:
 def _whole(values: Mapping[str, Any], key: str) -> int | None:
     value = values.get(key)
     return value if isinstance(value, int) else None
+
+
+def _artifact_figures(artifact: Artifact) -> dict[str, int | None]:
+    constants, tables = _whole(artifact.model, "constant_bytes"), _whole(artifact.model, "table_bytes")
+    weights = _whole(artifact.ledger, "stored_bytes")
+    return {
+        "parameters": _whole(artifact.model, "parameters"),
+        "macs": _whole(artifact.model, "macs"),
+        "weight_bytes": weights if constants is None else constants - (tables or 0),
+        "constant_bytes": constants,
+    }
 
 
 def _checkpoint_figures(subject: CheckpointSubject) -> dict[str, int]:
@@ -238,7 +282,7 @@ def _answer(session: Session, line: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers requests until the input ends."""
+    """Answers requests until the input ends, then removes its folder for temporary files, if it has one."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -247,5 +291,11 @@ def main() -> None:
         replies.flush()
 
     session = Session(lambda done, total: send({"progress": [done, total]}))
-    for line in sys.stdin:
-        send(_answer(session, line))
+    try:
+        with closing(session):
+            for line in sys.stdin:
+                send(_answer(session, line))
+    finally:
+        # Whoever made it may have been killed.
+        for folder in sys.argv[1:]:
+            shutil.rmtree(folder, ignore_errors=True)

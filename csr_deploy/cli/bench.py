@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +47,7 @@ def bench(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="litert, ort, tflm, torch or trt. [default: the one that each subject is made for]"
+            help="litert, mcu, ort, tflm, torch or trt. [default: the one that each subject is made for]"
         ),
     ] = None,
     kernels: Annotated[
@@ -68,6 +69,21 @@ def bench(
     wait: Annotated[
         str | None,
         typer.Option(help="How the CPU waits for the GPU: spin or block. Only trt. [default: spin]"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the C of mcu artifacts runs: host, qemu:cortex-m4 (or m3, m7, m55) for counted "
+            "instructions, stack and flash, serial:PORT[@BAUD] for a flashed board. Only mcu. [default: host]"
+        ),
+    ] = None,
+    device_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Test images that the device itself classifies, for the accuracy. "
+            "[default: none; the same C classifies them on this machine]",
+        ),
     ] = None,
     latency: Annotated[
         bool, typer.Option("--latency/--no-latency", help="Measure latency and memory.")
@@ -101,7 +117,8 @@ def bench(
     """Measures accuracy, size, latency and memory of networks, side by side.
 
     Golden outputs are checked before anything is timed. Every subject runs in processes of its own, latencies
-    are taken in turns, and ratios come with a bootstrap confidence interval. Where the machine was throttled
+    are taken in turns, and ratios come with a bootstrap confidence interval. On an emulated microcontroller
+    instructions are counted and nothing is timed. Where the machine was throttled
     meanwhile the result is written, marked as void, and the exit status is 1.
     """
     from csr_deploy.bench.measure import run_plan
@@ -109,6 +126,8 @@ def bench(
     from csr_deploy.bench.report import markdown, table, to_json
 
     _check_outputs(json_file, markdown_file)
+    if device is not None:
+        _check_timing(device, {"--images": images, "--seconds": seconds}, telemetry)
     given: dict[str, Any] = {
         "runtime": runtime,
         "threads": threads,
@@ -116,6 +135,8 @@ def bench(
         "cuda_graph": cuda_graph,
         "copies": copies,
         "wait": wait,
+        "device": device,
+        "device_images": device_images,
         "data": data,
         "limit": limit,
         "latency": latency,
@@ -180,6 +201,28 @@ def _check_outputs(*files: str | None) -> None:
     for file in files:
         if file is not None and file != "-" and Path(file).is_dir():
             raise OptionError("is a directory", where=file, fix="Give a file name.")
+
+
+def _check_timing(device: str, timing: Mapping[str, float | None], telemetry: str | None) -> None:
+    """Refuses options of a clock that is not there, or of a machine that is not measured.
+
+    Raises:
+        OptionError: Then, or if there is no such device.
+    """
+    from csr_deploy.runtimes.mcu.devices import parse_device
+
+    place = parse_device(device)
+    given = [name for name, value in timing.items() if value is not None]
+    if place.board is not None and given:
+        raise OptionError(
+            f"{' and '.join(given)} given, but nothing is timed on {place.text}",
+            fix="Leave it out: an emulator has no time that means anything, its instructions are counted.",
+        )
+    if not place.is_host and telemetry not in (None, "none"):
+        raise OptionError(
+            f"the telemetry is that of this machine, and the model runs on {place.text}",
+            fix="Leave --telemetry out.",
+        )
 
 
 def _print_table(console: Console, shown: Table) -> None:

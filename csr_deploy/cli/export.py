@@ -155,6 +155,11 @@ _SCRATCH = typer.Option(
     show_default="0.125",
     rich_help_panel=_MCU,
 )
+_FUSE = typer.Option(
+    "--fuse-requantize",
+    help="Round a step of a recurrence once: smaller, faster, closer to float, but not TFLite Micro's bytes.",
+    rich_help_panel=_MCU,
+)
 _PREFIX = typer.Option(
     help="Of the generated names, where a firmware holds several models; for .tflite files.",
     show_default="model",
@@ -191,6 +196,7 @@ def export(
     flash: Annotated[str | None, _FLASH] = None,
     ram: Annotated[str | None, _RAM] = None,
     scratch_share: Annotated[float | None, _SCRATCH] = None,
+    fuse_requantize: Annotated[bool, _FUSE] = False,
     prefix: Annotated[str | None, _PREFIX] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     list_targets: Annotated[bool, typer.Option("--list-targets", help="Show every target and exit.")] = False,
@@ -213,6 +219,7 @@ def export(
     profile = _batch_profile(batch_profile, batch) if batch_profile else None
     mcu = {
         "flash": _size(flash), "ram": _size(ram), "scratch_share": scratch_share, "prefix": prefix,
+        "fuse_requantize": fuse_requantize or None,
     }  # fmt: skip
     mcu = {k: v for k, v in mcu.items() if v is not None}
     if mcu and "mcu" not in target:

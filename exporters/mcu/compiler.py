@@ -16,6 +16,7 @@ from csr_deploy.exporters.mcu.ops import KINDS
 from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.exporters.mcu.passes.fold_pad import fold_pad
 from csr_deploy.exporters.mcu.passes.fold_space_to_depth import fold_space_to_depth
+from csr_deploy.exporters.mcu.passes.fuse_requantize import fuse_requantize
 from csr_deploy.exporters.mcu.passes.normalise import normalise
 from csr_deploy.exporters.mcu.passes.roll_csr import roll_csr
 from csr_deploy.exporters.mcu.passes.share_constants import share_constants
@@ -65,8 +66,12 @@ class Program:
         return flash(dict(enumerate(self.constants)))
 
 
-def optimise(model: Model) -> Model:
+def optimise(model: Model, options: McuOptions | None = None) -> Model:
     """Runs all passes on a model as read.
+
+    Args:
+        model: From `read_tflite`.
+        options: Whether recurrences are rounded once.
 
     Raises:
         ExportError: If an operation has no kernel, or not in this form.
@@ -74,7 +79,7 @@ def optimise(model: Model) -> Model:
     model = normalise(model)
     for run in PASSES:
         model = run(model)
-    return model
+    return fuse_requantize(model) if options is not None and options.fuse_requantize else model
 
 
 def compile_tflite(content: bytes, where: str, options: McuOptions | None = None) -> Program:
@@ -88,7 +93,8 @@ def compile_tflite(content: bytes, where: str, options: McuOptions | None = None
     Raises:
         ExportError: If it is malformed, cannot be expressed, or breaks a budget.
     """
-    return compile_model(optimise(read_tflite(content, where)), options or McuOptions())
+    options = options or McuOptions()
+    return compile_model(optimise(read_tflite(content, where), options), options)
 
 
 def compile_model(model: Model, options: McuOptions) -> Program:

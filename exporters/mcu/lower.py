@@ -67,9 +67,9 @@ class Constant:
 
 _ELEMENT = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "int32_t": 4, "float": 4}
 _STRUCT_SIZES = {
-    "csr_window": 40, "csr_channel_quant": 16, "csr_conv": 16, "csr_add_quant": 20, "csr_cell": 40,
+    "csr_window": 40, "csr_channel_quant": 16, "csr_conv": 16, "csr_add_quant": 20, "csr_cell": 52,
     "csr_loops": 36, "csr_mul_quant": 12, "csr_affine": 16, "csr_depthwise": 16, "csr_pool": 8,
-    "csr_mean": 52, "csr_softmax": 20,
+    "csr_mean": 52, "csr_softmax": 20, "csr_points": 3, "csr_cell_add": 16, "csr_fused_cell": 48,
 }  # fmt: skip
 
 

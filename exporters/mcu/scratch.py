@@ -76,6 +76,7 @@ def cell_modes(
     filters: int,
     pixels: int,
     steps: int,
+    term_bytes: int,
 ) -> list[ConvMode]:
     """All ways to run a recurrence of `steps` steps, see `conv_modes`."""
     modes = []
@@ -84,7 +85,7 @@ def cell_modes(
             continue
         for resident in (False, True):
             kept = filters if resident else 2
-            terms = 2 * (-(-tile * filters // 4) * 4)
+            terms = 2 * (-(-tile * filters * term_bytes // 4) * 4)
             scratch = (
                 bank_bytes(input_groups, kept)
                 + bank_bytes(state_groups, kept)

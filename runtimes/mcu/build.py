@@ -97,6 +97,13 @@ def find_sources(
     else:
         folder = model / "src" if (model / "src" / MODEL_HEADER).is_file() else model
         files = sorted(folder.glob("*.c"))
+    named = folder / f"{model.model_file.stem}.h" if isinstance(model, Artifact) else None
+    if named is not None and named.name != MODEL_HEADER and named.is_file():
+        raise ArtifactError(
+            f"was generated with the prefix '{named.stem}', and the harness knows only '{Path(MODEL_HEADER).stem}'",
+            where=str(model.path) if isinstance(model, Artifact) else str(folder),
+            fix="To measure it, export it once more without --prefix.",
+        )
     if not (folder / MODEL_HEADER).is_file():
         raise ArtifactError(
             f"has no {MODEL_HEADER}", where=str(folder), fix="Make it with csr-export --target mcu."

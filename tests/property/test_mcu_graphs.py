@@ -9,6 +9,7 @@ pytest.importorskip("tflite_micro", reason="needs tflite-micro")
 
 from csr_deploy.exporters.mcu.compiler import PASSES, compile_model, evaluate  # noqa: E402
 from csr_deploy.exporters.mcu.options import McuOptions  # noqa: E402
+from csr_deploy.exporters.mcu.passes.fuse_requantize import fuse_requantize  # noqa: E402
 from csr_deploy.exporters.mcu.passes.normalise import normalise  # noqa: E402
 from csr_deploy.exporters.mcu.reader import read_tflite  # noqa: E402
 from tests.mcu_graphs import RandomGraph  # noqa: E402
@@ -36,6 +37,12 @@ def _check(host: HostCompiler, seed: int) -> None:
     share = float(random.choice([0.0, 0.17, 2.0]))
     program = compile_model(model, McuOptions(scratch_share=share))
     assert np.array_equal(host.run(program, inputs), expected), f"seed {seed}: the C differs"
+    once = fuse_requantize(model)
+    if any(op.attrs.get("once") for op in once.ops):
+        got = [evaluate(once, x).reshape(-1) for x in inputs]
+        program = compile_model(once, McuOptions(scratch_share=share, fuse_requantize=True))
+        assert any(call.kernel == "csr_fused_cell_s8" for call in program.calls)
+        assert np.array_equal(host.run(program, inputs), got), f"seed {seed}: the C rounded once differs"
 
 
 @pytest.mark.parametrize("seed", range(24))

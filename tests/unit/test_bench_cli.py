@@ -77,6 +77,10 @@ def test_json_on_standard_output_is_nothing_but_json(artifacts: list[Path], imag
         (["{artifact}", "--data", "nowhere"], "nowhere: does not exist"),
         (["{artifact}", "--json", "-", "--markdown", "-"], "only one output"),
         (["{artifact}", "--json", "{artifact}"], "is a directory"),
+        (["{artifact}", "--device", "qemu:cortex-m4"], "the ort runtime has no choice of a device"),
+        (["{artifact}", "--device", "qemu:m9"], "Devices: host, qemu:cortex-m3"),
+        (["{artifact}", "--device", "qemu:m4", "--seconds", "1"], "nothing is timed on qemu:cortex-m4"),
+        (["{artifact}", "--device", "serial:/dev/x", "--telemetry", "sysfs"], "that of this machine"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
@@ -116,13 +120,15 @@ def wait_for_timed_workers(process: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
-def test_stopping_leaves_no_worker(artifacts: list[Path], signal_number: signal.Signals) -> None:
+def test_stopping_leaves_no_worker(
+    artifacts: list[Path], tmp_path: Path, signal_number: signal.Signals
+) -> None:
     # Windows are short, as a worker whose parent was killed notices it at the end of one.
     run = subprocess.Popen(
         [*COMMAND, *map(str, artifacts), "--images", "100000000" if signal_number == signal.SIGINT else "9"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=environment(),
+        env={**environment(), "TMPDIR": str(tmp_path)},
     )
     try:
         workers = wait_for_timed_workers(psutil.Process(run.pid))
@@ -132,6 +138,7 @@ def test_stopping_leaves_no_worker(artifacts: list[Path], signal_number: signal.
     finally:
         run.kill()
     assert not alive and len(gone) == 3
+    assert list(tmp_path.iterdir()) == []
     if signal_number == signal.SIGINT:
         assert run.returncode == 130 and b"Traceback" not in messages
 

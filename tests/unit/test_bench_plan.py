@@ -8,7 +8,7 @@ import pytest
 
 from csr_deploy.bench.plan import QUICK, BenchOptions, make_plan
 from csr_deploy.errors import ArtifactError, CheckpointError, OptionError
-from tests.onnx_artifact import make_artifact
+from tests.onnx_artifact import make_artifact, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,26 @@ def test_a_runtime_must_fit_every_subject(folder: Path) -> None:
         make_plan(paths, BenchOptions(runtime="torch"))
 
 
+def test_a_device_must_fit_every_subject(folder: Path) -> None:
+    with pytest.raises(OptionError, match="one-onnx: the ort runtime has no choice of a device, host was"):
+        make_plan([folder / "a"], BenchOptions(device="host"))
+    with pytest.raises(OptionError, match="net: the torch runtime has no choice of a device"):
+        make_plan([folder / "net.pt"], BenchOptions(device="qemu:cortex-m4"))
+
+
+def test_an_accuracy_needs_the_names_of_the_classes(tmp_path: Path) -> None:
+    artifact = rewrite(make_artifact(tmp_path / "a", name="one"), labels=())
+    assert make_plan([artifact.path], BenchOptions()).subjects
+    with pytest.raises(OptionError, match="one-onnx: has no class names"):
+        make_plan([artifact.path], BenchOptions(data="somewhere"))
+
+
+def test_an_emulator_is_never_timed() -> None:
+    assert BenchOptions().is_timed and not BenchOptions(latency=False, data="x").is_timed
+    assert BenchOptions(device="host").is_timed and BenchOptions(device="serial:/dev/ttyACM0").is_timed
+    assert not BenchOptions(device="qemu:cortex-m7").is_timed
+
+
 def test_a_changed_artifact_is_refused_before_anything_runs(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path / "a")
     artifact.model_file.write_bytes(artifact.model_file.read_bytes() + b"\0")
@@ -88,6 +108,10 @@ def test_a_changed_artifact_is_refused_before_anything_runs(tmp_path: Path) -> N
         ({"limit": 0}, "limit is 0"),
         ({"seconds": -1.0}, "seconds is -1"),
         ({"latency": False}, "nothing to measure"),
+        ({"device": "qemu:cortex-m9"}, "unknown device 'qemu:cortex-m9'"),
+        ({"device_images": 5, "data": "x"}, "no sign of a device that is not this machine\nGive --device"),
+        ({"device_images": 5, "device": "qemu:m4"}, "no sign of images\nGive --data"),
+        ({"device_images": 0, "device": "qemu:m4", "data": "x"}, "device_images is 0"),
     ],
     ids=str,
 )

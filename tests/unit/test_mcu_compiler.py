@@ -12,12 +12,15 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
 
 from csr_deploy.artifact import read_artifact  # noqa: E402
-from csr_deploy.errors import ExportError, OptionError  # noqa: E402
+from csr_deploy.errors import ArtifactError, ExportError, OptionError  # noqa: E402
 from csr_deploy.exporters.mcu.compiler import Program, compile_tflite, optimise  # noqa: E402
 from csr_deploy.exporters.mcu.emit import KERNELS, model_header, model_source  # noqa: E402
 from csr_deploy.exporters.mcu.exporter import TfliteSource, export_tflite  # noqa: E402
+from csr_deploy.exporters.mcu.ir import Model, Op, Tensor  # noqa: E402
+from csr_deploy.exporters.mcu.ops import KINDS  # noqa: E402
 from csr_deploy.exporters.mcu.options import McuOptions  # noqa: E402
 from csr_deploy.exporters.mcu.reader import read_tflite  # noqa: E402
+from csr_deploy.runtimes.mcu.build import find_sources  # noqa: E402
 from tests.mcu_host import WARNINGS, HostCompiler  # noqa: E402
 from tests.mcu_tflite import GraphBuilder, Spec, Value, one_op_model, run_tflm  # noqa: E402
 
@@ -160,6 +163,58 @@ def test_export_of_a_tflite_file(tmp_path: Path) -> None:
     assert ran.stdout.decode().split() == [str(best)] * 2
 
 
+def test_rounding_once_is_closer_to_float(tmp_path: Path) -> None:
+    """Against the same recurrence in float64, on the same integers."""
+    path = tmp_path / "net.tflite"
+    path.write_bytes(_network(5))
+    artifact = export_tflite(TfliteSource(path, "net"), tmp_path / "once", McuOptions(fuse_requantize=True))
+    assert artifact.parity["passed"] and artifact.options["mcu"]["fuse_requantize"]
+    plain = _compile(_network(5))
+    once = _compile(_network(5), fuse_requantize=True)
+    assert [c.kernel for c in once.calls].count("csr_fused_cell_s8") == 1
+    assert once.flash[1] < plain.flash[1]
+    cells = [next(op for op in p.model.ops if op.kind == "CSR_CELL") for p in (plain, once)]
+    model = plain.model
+    x = np.random.default_rng(0).integers(-128, 128, (1, 8, 8, STEPS * GROUP)).astype(np.int8)
+    parts = dict(zip(cells[0].inputs, np.split(x, STEPS, axis=3), strict=False))
+    errors = []
+    for cell in cells:
+        inputs = [parts[n] if n in parts else model.tensors[n].data for n in cell.inputs]
+        errors.append(
+            np.abs(KINDS["CSR_CELL"].reference(cell, model, inputs) - _float_cell(model, cells[0], x)).mean()
+        )
+    assert errors[1] < errors[0]
+
+
+def _float_cell(model: Model, cell: Op, x: np.ndarray) -> np.ndarray:
+    """The recurrence in float64 on real values, in integers of the state that are not rounded."""
+    state = model.tensors[cell.output]
+    before = None
+    states = []
+    for part, (v, u, _) in zip(np.split(x, STEPS, axis=3), cell.attrs["steps"], strict=True):
+        total = _real_conv(model, v, _real(model.tensors[v.inputs[0]], part))
+        if before is not None:
+            total = total + _real_conv(model, u, before)
+        before = np.maximum(total, 0)
+        states.append(np.clip(before / float(state.scale) + state.zero_point, -128, 127))
+    return np.concatenate(states, axis=3)
+
+
+def _real(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.float64) - tensor.zero_point) * float(tensor.scale)
+
+
+def _real_conv(model: Model, op: Op, x: np.ndarray) -> np.ndarray:
+    weights, bias = model.tensors[op.inputs[1]], model.tensors[op.inputs[2]]
+    assert weights.data is not None and weights.scales is not None and bias.data is not None
+    scales = weights.scales.astype(np.float64)
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    views = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    real = weights.data * scales[:, None, None, None]
+    own = bias.data * scales * float(model.tensors[op.inputs[0]].scale)
+    return np.einsum("nyxcij,oijc->nyxo", views, real) + own
+
+
 def test_another_prefix(tmp_path: Path) -> None:
     path = tmp_path / "net.tflite"
     path.write_bytes(_network())
@@ -167,6 +222,8 @@ def test_another_prefix(tmp_path: Path) -> None:
     header = (artifact.path / "src" / "door_bell.h").read_text()
     assert "int door_bell_run(door_bell_t *model);" in header and "#define DOOR_BELL_ARENA_BYTES" in header
     assert artifact.parity["passed"]
+    with pytest.raises(ArtifactError, match=r"prefix 'door_bell'.*\n.*without --prefix"):
+        find_sources(read_artifact(artifact.path))
 
 
 # Bad input

@@ -6,21 +6,25 @@ Every intermediate is rounded to int8 exactly as in the unrolled graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from csr_deploy.exporters.mcu.ir import Model, Op
+from csr_deploy.exporters.mcu.layout import View
 from csr_deploy.exporters.mcu.lower import Lowering
-from csr_deploy.exporters.mcu.ops.base import Array, Kind
+from csr_deploy.exporters.mcu.ops.base import Array, Kind, windows
 from csr_deploy.exporters.mcu.ops.conv2d import CONV_2D, quant_of
-from csr_deploy.exporters.mcu.ops.elementwise import ADD, add_fields
-from csr_deploy.exporters.mcu.scratch import cell_modes, group_count
+from csr_deploy.exporters.mcu.ops.elementwise import ADD, add_quant
+from csr_deploy.exporters.mcu.scratch import ConvMode, cell_modes, group_count
 
 
 def _reference(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
     values = dict(zip(op.inputs, inputs, strict=True))
+    if op.attrs.get("once"):
+        return _reference_once(op, model, values)
     states = []
     for v, u, add in op.attrs["steps"]:
         for part, kind in ((v, CONV_2D), (u, CONV_2D), (add, ADD)):
@@ -32,50 +36,151 @@ def _reference(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
     return np.concatenate(states, axis=3)
 
 
+@dataclass(frozen=True)
+class Once:
+    """Integer factors of a recurrence that rounds every step once.
+
+    Attributes:
+        bias: int32 [T, D], in units of V's accumulators, zero points folded in.
+        multiplier_v: int32 [D]: what an accumulator of V counts, times 2^right, in units of the state.
+        multiplier_u: int32 [D], the same of U.
+        right: int8 [D].
+    """
+
+    bias: Array
+    multiplier_v: Array
+    multiplier_u: Array
+    right: Array
+
+
+def _reference_once(op: Op, model: Model, values: dict[str, Array]) -> Array:
+    once: Once = op.attrs["once"]
+    steps = op.attrs["steps"]
+    state = model.tensors[op.output]
+    last = steps[-1][2].attrs
+    half = np.int64(1) << (once.right.astype(np.int64) - 1)
+    states: list[Array] = []
+    for t, (v, u, _) in enumerate(steps):
+        acc = _sums(model, v, values[v.inputs[0]]) + once.bias[t]
+        total = acc * once.multiplier_v + half
+        if t:
+            total = total + _sums(model, u, states[-1]) * once.multiplier_u
+        scaled = (total >> once.right) + state.zero_point
+        states.append(np.clip(scaled, last["low"], last["high"]).astype(np.int8))
+    return np.concatenate(states, axis=3)
+
+
+def _sums(model: Model, op: Op, x: Array) -> Array:
+    """Accumulators of a convolution without its bias, int64; zero points are not subtracted."""
+    weights = model.tensors[op.inputs[1]].data
+    assert weights is not None
+    values, _ = windows(x, op.attrs, model.tensors[op.output].shape, model.tensors[op.inputs[0]].zero_point)
+    return np.tensordot(values, weights.astype(np.int64), axes=([3, 4, 5], [1, 2, 3]))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What both kernels of a recurrence have in common."""
+
+    windows: tuple[str, str]
+    weights: tuple[str, str]
+    x: View
+    out: View
+    filters: int
+    gap: int
+    mode: ConvMode
+
+
+def _shape(low: Lowering, op: Op, term_bytes: int) -> _Shape:
+    steps = op.attrs["steps"]
+    xs = [low.view(v.inputs[0]) for v, _, _ in steps[:2]]
+    out = low.view(op.output)
+    filters = out.shape[3] // len(steps)
+    state = out.part((0, 0, 0, 0), (*out.shape[:3], filters))
+    (first, _, _), (_, recurrent, _) = steps[0], steps[1]
+    kernel_v: tuple[int, int] = first.attrs["kernel"]
+    kernel_u: tuple[int, int] = recurrent.attrs["kernel"]
+    channels = xs[0].shape[3]
+    modes = cell_modes(
+        group_count(kernel_v, channels),
+        math.prod(kernel_v) * channels,
+        group_count(kernel_u, filters),
+        math.prod(kernel_u) * filters,
+        filters,
+        out.shape[1] * out.shape[2],
+        len(steps),
+        term_bytes,
+    )
+    weights = [low.weights(low.model.tensors[conv.inputs[1]]) for conv in (first, recurrent)]
+    windows = (low.window(first, xs[0], state), low.window(recurrent, state, state))
+    return _Shape(
+        windows, (weights[0], weights[1]), xs[0], out, filters, xs[1].offset - xs[0].offset, low.pick(modes)
+    )
+
+
 def _lower(low: Lowering, op: Op) -> None:
     model, steps = low.model, op.attrs["steps"]
-    xs = [low.view(v.inputs[0]) for v, _, _ in steps]
-    whole = low.view(op.output)
-    filters = whole.shape[3] // len(steps)
-    parts = [whole.part((0, 0, 0, t * filters), (*whole.shape[:3], filters)) for t in range(len(steps))]
-    (first, _, _), (_, recurrent, _) = steps[0], steps[1]
-    v_window, u_window = low.window(first, xs[0], parts[0]), low.window(recurrent, parts[0], parts[0])
-    v_quants, u_quants, adds = [], [], []
-    state = model.tensors[op.output]
-    for t, (v, u, add) in enumerate(steps):
-        x, term = model.tensors[v.inputs[0]], model.tensors[v.output]
-        points = (x.zero_point, term.zero_point, v.attrs["low"], v.attrs["high"])
-        v_quants.append(low.quant_fields(quant_of(v, model), points))
-        if t:
-            back = model.tensors[u.output]
-            points = (state.zero_point, back.zero_point, u.attrs["low"], u.attrs["high"])
-            u_quants.append(low.quant_fields(quant_of(u, model), points))
-            adds.append(add_fields(term, back, state, add.attrs["low"], add.attrs["high"]))
-    kernel_v: Any = first.attrs["kernel"]
-    kernel_u: Any = recurrent.attrs["kernel"]
-    channels = xs[0].shape[3]
-    mode = low.pick(
-        cell_modes(
-            group_count(kernel_v, channels),
-            kernel_v[0] * kernel_v[1] * channels,
-            group_count(kernel_u, filters),
-            kernel_u[0] * kernel_u[1] * filters,
-            filters,
-            whole.shape[1] * whole.shape[2],
-            len(steps),
-        )
-    )
+    if op.attrs.get("once"):
+        _lower_once(low, op)
+        return
+    shape = _shape(low, op, 1)
+    state, x = model.tensors[op.output], model.tensors[steps[0][0].inputs[0]]
+    convolutions = [v for v, _, _ in steps] + [u for _, u, _ in steps[1:]]
+    quants = [quant_of(c, model) for c in convolutions]
+    points = [(model.tensors[c.output].zero_point, c.attrs["low"], c.attrs["high"]) for c in convolutions]
+    adds = []
+    for v, u, _ in steps[1:]:
+        q = add_quant(model.tensors[v.output], model.tensors[u.output], state)
+        adds.append((q.a[0], q.b[0], q.out[0], q.a[1], q.b[1], q.out[1]))
+    last = steps[-1][2].attrs
     struct = low.struct(
         "csr_cell",
-        f"&{v_window}", f"&{u_window}",
-        low.weights(model.tensors[first.inputs[1]]), low.weights(model.tensors[recurrent.inputs[1]]),
-        low.structs("csr_channel_quant", v_quants, "quants"),
-        low.structs("csr_channel_quant", u_quants, "quants"),
-        low.structs("csr_add_quant", adds, "adds"),
-        filters, xs[1].offset - xs[0].offset, filters, len(steps), mode.tile, int(mode.resident),
+        *(f"&{w}" for w in shape.windows), *shape.weights,
+        low.array("int32_t", np.concatenate([q.bias for q in quants]), "table", "bias"),
+        low.array("int32_t", np.concatenate([q.multiplier for q in quants]), "table", "multiplier"),
+        low.array("int8_t", np.concatenate([q.shift for q in quants]), "table", "shift"),
+        low.structs("csr_points", points, "points"), low.structs("csr_cell_add", adds, "adds"),
+        shape.filters, shape.gap, shape.filters, len(steps), shape.mode.tile, int(shape.mode.resident),
+        x.zero_point, f"{{{state.zero_point}, {last['low']}, {last['high']}}}",
         hint="cell",
     )  # fmt: skip
-    low.call(op, "csr_cell_s8", f"&{struct}", xs[0], whole, scratch=mode.scratch, comment=_comment(low, op))
+    low.call(
+        op,
+        "csr_cell_s8",
+        f"&{struct}",
+        shape.x,
+        shape.out,
+        scratch=shape.mode.scratch,
+        comment=_comment(low, op),
+    )
+
+
+def _lower_once(low: Lowering, op: Op) -> None:
+    once: Once = op.attrs["once"]
+    shape = _shape(low, op, 4)
+    steps = op.attrs["steps"]
+    state, x = low.model.tensors[op.output], low.model.tensors[steps[0][0].inputs[0]]
+    last = steps[-1][2].attrs
+    struct = low.struct(
+        "csr_fused_cell",
+        *(f"&{w}" for w in shape.windows), *shape.weights,
+        low.array("int32_t", once.bias, "table", "bias"),
+        low.array("int32_t", once.multiplier_v, "table", "multiplier"),
+        low.array("int32_t", once.multiplier_u, "table", "multiplier"),
+        low.array("int8_t", once.right, "table", "shift"),
+        shape.filters, shape.gap, shape.filters, len(steps), shape.mode.tile, int(shape.mode.resident),
+        x.zero_point, f"{{{state.zero_point}, {last['low']}, {last['high']}}}",
+        hint="cell",
+    )  # fmt: skip
+    low.call(
+        op,
+        "csr_fused_cell_s8",
+        f"&{struct}",
+        shape.x,
+        shape.out,
+        scratch=shape.mode.scratch,
+        comment=_comment(low, op) + ", rounded once",
+    )
 
 
 def _comment(low: Lowering, op: Op) -> str:

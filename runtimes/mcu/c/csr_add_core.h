@@ -114,6 +114,42 @@ static inline void csr_add_pixels(const csr_add_quant *q, const int8_t *a, const
 #undef CSR_ROUND
 }
 
+#elif defined(CSR_DSP)
+
+/* ADD halves the input with the larger scale: its multiplier is 2^30, and what is left of it a shift. */
+static inline void csr_add_pixels(const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out,
+                                  csr_add_steps steps, uint32_t pixels, uint32_t count)
+{
+    const int first = q->multiplier_a == (1 << 30) && q->shift_a == 0;
+    const int second = q->multiplier_b == (1 << 30) && q->shift_b == 0;
+    const int plain = steps.b_element && (first || second) && q->low == -128 && q->high == 127 && q->shift_out > 0;
+    const int32_t multiplier = first ? q->multiplier_b : q->multiplier_a;
+    const int32_t right = first ? q->shift_b : q->shift_a;
+    const int32_t zero = (first ? q->zero_b : q->zero_a) * -(1 << 21);
+    const int32_t halved_zero = (first ? q->zero_a : q->zero_b) * -(1 << 19);
+    const int32_t multiplier_out = q->multiplier_out, right_out = q->shift_out, zero_out = q->zero_out;
+    for (; pixels; pixels--, a += steps.a, b += steps.b, out += steps.out) {
+        const int8_t *halved = first ? a : b, *other = first ? b : a;
+        int8_t *to = out;
+        const int8_t *const end = out + count;
+        if (!plain) {
+            csr_add_span(q, a, b, steps.b_element, out, count);
+        } else if (right) {
+            while (to != end) {
+                int32_t x = csr_scaled(zero + *other++ * (1 << 21), multiplier, right, halved_zero);
+                x += *halved++ * (1 << 19);
+                *to++ = (int8_t)csr_clamp8(csr_scaled(x * 2, multiplier_out, right_out, zero_out));
+            }
+        } else {
+            while (to != end) {
+                int32_t x = csr_doubling_high((zero + *other++ * (1 << 21)) / 2, multiplier) + halved_zero;
+                x += *halved++ * (1 << 19);
+                *to++ = (int8_t)csr_clamp8(csr_scaled(x * 2, multiplier_out, right_out, zero_out));
+            }
+        }
+    }
+}
+
 #else
 
 static inline void csr_add_pixels(const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out,

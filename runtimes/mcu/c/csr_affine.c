@@ -1,6 +1,65 @@
 #include "csr_math.h"
 #include "csr_mcu.h"
 
+#if defined(CSR_MVE)
+
+/* Four channels at a time, so that what they need stays in registers; `in` and `out` may be the same. */
+void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out)
+{
+    const csr_channel_quant *q = op->quant;
+    const int32x4_t none = vdupq_n_s32(0);
+    uint32_t c;
+    for (c = 0; c < op->channels; c += 4) {
+        const uint32_t count = op->channels - c;
+        const mve_pred16_t valid = vctp32q(count);
+        const int32x4_t shift = vldrbq_z_s32(q->shift + c, valid), left = vmaxq_s32(shift, none);
+        /* In the order in which the loop loads them. A shift to the left may as well come before. */
+        struct {
+            int32_t gain[4], bias[4], multiplier[4], right[4], low[4], high[4];
+        } k;
+        register const int8_t *from __asm__("r0") = in + c;
+        register int8_t *to __asm__("r1") = out + c;
+        register uint32_t channels __asm__("r2") = op->channels;
+        register uint32_t left_over __asm__("r3") = count;
+        register uint32_t pixels __asm__("r4") = op->pixels;
+        register int32_t zero __asm__("r5") = q->out_zero;
+        register const void *constants __asm__("r12") = &k;
+        vstrwq_s32(k.gain, vshlq_s32(vldrbq_z_s32(op->gain + c, valid), left));
+        vstrwq_s32(k.bias, vshlq_s32(vldrwq_z_s32(q->bias + c, valid), left));
+        vstrwq_s32(k.multiplier, vldrwq_z_s32(q->multiplier + c, valid));
+        vstrwq_s32(k.right, vminq_s32(shift, none));
+        vstrwq_s32(k.low, vdupq_n_s32(q->low));
+        vstrwq_s32(k.high, vdupq_n_s32(q->high));
+        __asm__ volatile("vldmia r12, {d4-d15}\n\t"
+                         "vctp.32 r3\n\t"
+                         "wls lr, r4, 2f\n"
+                         "1:\n\t"
+                         "vpst\n\t"
+                         "vldrbt.s32 q0, [r0]\n\t"
+                         "add r0, r2\n\t"
+                         "vmul.i32 q0, q0, q2\n\t"
+                         "vadd.i32 q0, q0, q3\n\t"
+                         "vqrdmulh.s32 q0, q0, q4\n\t"
+                         "vand q1, q0, q5\n\t"
+                         "vshr.s32 q1, q1, #31\n\t"
+                         "vadd.i32 q0, q0, q1\n\t"
+                         "vrshl.s32 q0, q0, q5\n\t"
+                         "vadd.i32 q0, q0, r5\n\t"
+                         "vmax.s32 q0, q0, q6\n\t"
+                         "vmin.s32 q0, q0, q7\n\t"
+                         "vpst\n\t"
+                         "vstrbt.32 q0, [r1]\n\t"
+                         "add r1, r2\n\t"
+                         "le lr, 1b\n"
+                         "2:"
+                         : "+r"(from), "+r"(to)
+                         : "r"(channels), "r"(left_over), "r"(pixels), "r"(zero), "r"(constants)
+                         : "lr", "q0", "q1", "q2", "q3", "q4", "q5", "q6", "q7", "memory", "cc");
+    }
+}
+
+#else
+
 /* Channel by channel, so that what a channel needs stays in registers; `in` and `out` may be the same. */
 void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out)
 {
@@ -18,3 +77,5 @@ void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out)
         }
     }
 }
+
+#endif

@@ -12,6 +12,7 @@ void csr_conv2d_s8(const csr_conv *op, const int8_t *in, int8_t *out, void *scra
     sink.row = w->out_row;
     sink.pixel = w->out_pixel;
     sink.index = 0;
+    sink.sums = NULL;
     if (op->resident) {
         csr_bank_load(op, bank);
     }

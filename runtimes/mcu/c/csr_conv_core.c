@@ -317,7 +317,7 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
     const csr_channel_quant *q = conv->quant;
     const uint32_t groups = groups_of(w), pair = groups * 4;
     const int32_t zero = q->out_zero;
-    const int plain = is_plain(conv);
+    const int plain = !sink.sums && is_plain(conv);
     uint32_t *const first = (uint32_t *)columns;
     uint32_t *weights = (uint32_t *)(void *)bank;
     int8_t *outs[CSR_MAX_TILE + 1];
@@ -345,12 +345,27 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
         if (!conv->resident) {
             filter_pair(conv, f, weights);
         }
-        filters.bias0 = q->bias[f];
-        filters.bias1 = q->bias[other];
-        filters.multiplier0 = q->multiplier[f];
-        filters.multiplier1 = q->multiplier[other];
-        if (plain) {
+        filters.bias0 = csr_bias_of(q, f);
+        filters.bias1 = csr_bias_of(q, other);
+        if (sink.sums) {
             const uint32_t *at = first;
+            int32_t *to = sink.sums + f;
+            for (i = 0; i < count; i += 2, at += pair, to += conv->filters) {
+                const int32_t *const acc = filters.acc;
+                sums_2x2(at, weights, groups, &filters);
+                to[0] = acc[0];
+                /* Of an odd last filter the second sum is the first. */
+                to[other - f] = acc[2];
+                to += conv->filters;
+                if (i + 1 < count) {
+                    to[0] = acc[1];
+                    to[other - f] = acc[3];
+                }
+            }
+        } else if (plain) {
+            const uint32_t *at = first;
+            filters.multiplier0 = q->multiplier[f];
+            filters.multiplier1 = q->multiplier[other];
             filters.right0 = -q->shift[f];
             filters.right1 = -q->shift[other];
             filters.half0 = (1 << (filters.right0 - 1)) + zero * (1 << filters.right0);
@@ -456,14 +471,19 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
         const int8_t *weights = conv->weights;
         uint32_t f;
         for (f = 0; f < conv->filters; f++, weights += size) {
-            int32_t acc = q->bias[f], k;
+            int32_t acc = csr_bias_of(q, f), k;
             for (k = 0; k < size; k++) {
                 acc += weights[k] * values[k];
+            }
+            if (sink.sums) {
+                sink.sums[f] = acc;
+                continue;
             }
             acc = csr_requantize(acc, csr_requant_of(q->multiplier[f], q->shift[f])) + q->out_zero;
             out[f] = (int8_t)csr_clamp(acc, q->low, q->high);
         }
         sink.base += sink.index;
+        sink.sums = sink.sums ? sink.sums + conv->filters : NULL;
         advance(w, place);
     }
 }

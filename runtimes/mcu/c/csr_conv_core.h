@@ -6,7 +6,8 @@
 
 #define CSR_MAX_TILE 16
 
-/* Where a tile is, and where its values go: base + y · row + x · pixel + i · index for its i-th pixel. */
+/* Where a tile is, and where its values go: base + y · row + x · pixel + i · index for its i-th pixel; or, where
+ * `sums` is given, the accumulators as they are to sums[i · filters]. */
 typedef struct {
     int32_t y, x;
 } csr_place;
@@ -14,7 +15,13 @@ typedef struct {
 typedef struct {
     int8_t *base;
     int32_t row, pixel, index;
+    int32_t *sums;
 } csr_sink;
+
+static inline int32_t csr_bias_of(const csr_channel_quant *quant, uint32_t filter)
+{
+    return quant->bias ? quant->bias[filter] : 0;
+}
 
 /* int16 values that a bank of expanded filters takes. */
 size_t csr_bank_size(const csr_window *window, uint32_t filters);

@@ -147,6 +147,15 @@ static void one_by_one(const csr_block *block, const int8_t *filters, csr_strip 
     }
 }
 
+/* Keeps the sums of one pixel as they are. */
+static inline void keep(const csr_channel_quant *q, uint32_t f, uint32_t count, const int32_t *of, int32_t *to)
+{
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        to[f + i] = of[i] + csr_bias_of(q, f + i);
+    }
+}
+
 /* Brings the sums of two pixels to int8. Of one pixel only where `second` is `first`, which is written last. */
 static inline void requantize(const csr_channel_quant *q, uint32_t f, uint32_t count, const int32_t *of, int8_t *first,
                               int8_t *second)
@@ -310,6 +319,37 @@ static __attribute__((noinline)) void copy_3_taps(const csr_pieces *p, int8_t *c
                      : "q0", "q1", "q2", "memory", "cc");
 }
 
+/* A column of `p->rows` times `taps` > 0 taps of up to 16 bytes, `tap` bytes apart. */
+static __attribute__((noinline)) void copy_taps(const csr_pieces *p, int8_t *column, const int8_t *first, int32_t tap,
+                                                uint32_t taps)
+{
+    register int8_t *to __asm__("r0") = column;
+    register const int8_t *from __asm__("r1") = first;
+    register int32_t step __asm__("r2") = tap;
+    register uint32_t count __asm__("r3") = taps;
+    register uint32_t left __asm__("r4") = p->rows;
+    register uint32_t size __asm__("r5") = p->size;
+    register int32_t next_from __asm__("r6") = p->step - (int32_t)taps * tap;
+    register int32_t next_to __asm__("r8") = (int32_t)(p->width - taps * p->size);
+    __asm__ volatile("vctp.8 r5\n"
+                     "1:\n\t"
+                     "dls lr, r3\n"
+                     "2:\n\t"
+                     "vpstt\n\t"
+                     "vldrbt.u8 q0, [r1]\n\t"
+                     "vstrbt.8 q0, [r0]\n\t"
+                     "add r1, r2\n\t"
+                     "add r0, r5\n\t"
+                     "le lr, 2b\n\t"
+                     "add r1, r6\n\t"
+                     "add r0, r8\n\t"
+                     "subs r4, #1\n\t"
+                     "bne 1b\n"
+                     : "+r"(to), "+r"(from), "+r"(left)
+                     : "r"(step), "r"(count), "r"(size), "r"(next_from), "r"(next_to)
+                     : "lr", "q0", "memory", "cc");
+}
+
 static void fill(int8_t *to, int8_t value, uint32_t size)
 {
     __asm__ volatile("vdup.8 q0, %1\n\t"
@@ -331,9 +371,15 @@ static void copy_columns(const csr_reader *r, int8_t *to, const int8_t *from, cs
         const uint32_t size = (uint32_t)taps.count * r->channels;
         const csr_pieces p = pieces_of(r, size, r->row, r->width, (uint32_t)rows.count);
         copy_pieces(&p, to, from, columns);
-    } else if (taps.count == 3 && r->channels >= 8 && r->channels <= 16) {
+    } else if (r->channels <= 16) {
         const csr_pieces p = pieces_of(r, r->channels, r->row, r->width, (uint32_t)rows.count);
-        copy_3_taps(&p, to, from, columns, r->tap);
+        if (taps.count == 3 && r->channels >= 8) {
+            copy_3_taps(&p, to, from, columns, r->tap);
+            return;
+        }
+        for (; columns; columns--, to += r->pitch, from += r->next) {
+            copy_taps(&p, to, from, r->tap, (uint32_t)taps.count);
+        }
     } else {
         const csr_pieces p = pieces_of(r, r->channels, r->tap, r->channels, (uint32_t)taps.count);
         for (; columns; columns--, to += r->pitch, from += r->next) {
@@ -432,6 +478,7 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
         for (i = 0; i < count; i++) {
             int32_t sums[2 * CSR_STRIP];
             int8_t *const out = outs[i];
+            const uint32_t first = i;
             block.other = block.columns + pitch;
             if (i + 1 == count || strip.count == 1) {
                 one_by_one(&block, filters, strip, sums);
@@ -441,7 +488,14 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
                 block.columns = block.other + pitch;
                 i++;
             }
-            requantize(q, f, strip.count, sums, out, outs[i]);
+            if (sink.sums) {
+                keep(q, f, strip.count, sums, sink.sums + first * conv->filters);
+                if (i > first) {
+                    keep(q, f, strip.count, sums + CSR_STRIP, sink.sums + i * conv->filters);
+                }
+            } else {
+                requantize(q, f, strip.count, sums, out, outs[i]);
+            }
         }
     }
 }

@@ -36,164 +36,234 @@ static void plain_pixel(const csr_depthwise *op, const int8_t *in, int32_t y0, i
 
 #if defined(CSR_MVE) || defined(CSR_DSP)
 
-/* What the windows of a call have in common. */
+/* The taps of a window that lie in the picture. */
 typedef struct {
-    const csr_window *window;
-    const csr_channel_quant *quant;
-    int32_t row, tap; /* bytes between taps */
-    int32_t y, x;     /* of the window at hand */
-} csr_taps_of;
+    int32_t first, count;
+} csr_inside;
 
-static inline int is_inside(const csr_taps_of *t, int32_t ky, int32_t kx)
+static inline csr_inside inside_of(int32_t start, int32_t kernel, int32_t dilation, int32_t size)
 {
-    const csr_window *w = t->window;
-    const int32_t y = t->y + ky * w->dilation_height, x = t->x + kx * w->dilation_width;
-    return y >= 0 && y < w->in_height && x >= 0 && x < w->in_width;
+    csr_inside i;
+    int32_t last = kernel;
+    i.first = 0;
+    while (i.first < kernel && start + i.first * dilation < 0) {
+        i.first++;
+    }
+    while (last > i.first && start + (last - 1) * dilation >= size) {
+        last--;
+    }
+    i.count = last - i.first;
+    return i;
 }
 
-static inline int is_all_inside(const csr_taps_of *t)
+#define CSR_MAX_TAPS 49
+
+/* Where a tap of the group at hand lies, and what to go on by for the next group. */
+typedef struct {
+    const int8_t *from;
+    int32_t step;
+} csr_tap;
+
+static __attribute__((noinline)) void put_taps(csr_tap *to, int32_t count, const int8_t *from, int32_t tap, int32_t step)
 {
-    const csr_window *w = t->window;
-    return is_inside(t, 0, 0) && is_inside(t, w->kernel_height - 1, w->kernel_width - 1);
+    for (; count; count--, from += tap, to++) {
+        to->from = from;
+        to->step = step;
+    }
+}
+
+/* Lists the taps of a window that begins at `from`; those outside of the picture lie in `padding`. */
+static __attribute__((noinline)) void list_taps(const csr_window *w, csr_tap *to, const int8_t *from,
+                                                const int8_t *padding, csr_inside rows, csr_inside taps, int32_t step)
+{
+    const int32_t width = w->kernel_width, tap = w->dilation_width * w->in_pixel;
+    const int32_t before = rows.first * width + taps.first, between = width - taps.count;
+    int32_t ky;
+    if (rows.count == 0 || taps.count == 0) {
+        put_taps(to, width * w->kernel_height, padding, 0, 0);
+        return;
+    }
+    put_taps(to, before, padding, 0, 0);
+    to += before;
+    from += rows.first * w->dilation_height * w->in_row + taps.first * tap;
+    for (ky = rows.count; ky; ky--, from += w->dilation_height * w->in_row) {
+        put_taps(to, taps.count, from, tap, step);
+        to += taps.count;
+        if (ky > 1) {
+            put_taps(to, between, padding, 0, 0);
+            to += between;
+        }
+    }
+    put_taps(to, width * (w->kernel_height - rows.first - rows.count + 1) - taps.first - taps.count,
+             padding, 0, 0);
 }
 
 #endif
 
 #if defined(CSR_MVE)
 
-#define CSR_GROUP 16 /* channels */
-
-/* Sums of 16 channels: 0, 4, 8, 12; 2, 6, …; 1, 5, …; 3, 7, …, as halving vectors twice leaves them. */
+#define CSR_GROUP 16        /* channels */
+#define CSR_FAST_CHANNELS 5 /* for fewer, scratch memory does not hold a vector for every tap */
+/* What the loops below need. The first fields are loaded from fixed places. */
 typedef struct {
-    int32x4_t a, b, c, d;
-} csr_sums;
-
-static inline __attribute__((always_inline)) csr_sums wider(csr_sums s, int16x8_t even, int16x8_t odd)
-{
-    s.a = vaddq_s32(s.a, vmovlbq_s16(even));
-    s.b = vaddq_s32(s.b, vmovltq_s16(even));
-    s.c = vaddq_s32(s.c, vmovlbq_s16(odd));
-    s.d = vaddq_s32(s.d, vmovltq_s16(odd));
-    return s;
-}
-
-static inline __attribute__((always_inline)) int8x16_t load(const int8_t *from, int whole, mve_pred16_t valid)
-{
-    return whole ? vldrbq_s8(from) : vldrbq_z_s8(from, valid);
-}
-
-/* Two taps, whose products' sum fits 16 bits unless a weight is −128. */
-static inline __attribute__((always_inline)) csr_sums two_taps(csr_sums s, const int8_t *first, const int8_t *second,
-                                                               const int8_t *weights, int whole, mve_pred16_t valid)
-{
-    int8x16_t x = load(first, whole, valid), w = vldrbq_s8(weights);
-    int16x8_t even = vmullbq_int_s8(x, w), odd = vmulltq_int_s8(x, w);
-    x = load(second, whole, valid);
-    w = vldrbq_s8(weights + CSR_GROUP);
-    even = vaddq_s16(even, vmullbq_int_s8(x, w));
-    odd = vaddq_s16(odd, vmulltq_int_s8(x, w));
-    return wider(s, even, odd);
-}
-
-static inline __attribute__((always_inline)) csr_sums one_tap(csr_sums s, const int8_t *from, const int8_t *weights,
-                                                              int whole, mve_pred16_t valid)
-{
-    const int8x16_t x = load(from, whole, valid), w = vldrbq_s8(weights);
-    return wider(s, vmullbq_int_s8(x, w), vmulltq_int_s8(x, w));
-}
-
-static inline __attribute__((always_inline)) csr_sums inside_sums(csr_sums s, const csr_taps_of *t, const int8_t *from,
-                                                                  const int8_t *weights, int whole,
-                                                                  mve_pred16_t valid)
-{
-    const int32_t tap = t->tap, row = t->row;
-    const csr_window *w = t->window;
-    int32_t ky, kx;
-    if (w->kernel_height == 3 && w->kernel_width == 3) {
-        const int8_t *second = from + row, *third = second + row;
-        s = two_taps(s, from, from + tap, weights, whole, valid);
-        s = two_taps(s, from + 2 * tap, second, weights + 2 * CSR_GROUP, whole, valid);
-        s = two_taps(s, second + tap, second + 2 * tap, weights + 4 * CSR_GROUP, whole, valid);
-        s = two_taps(s, third, third + tap, weights + 6 * CSR_GROUP, whole, valid);
-        return one_tap(s, third + 2 * tap, weights + 8 * CSR_GROUP, whole, valid);
-    }
-    for (ky = w->kernel_height; ky; ky--, from += row) {
-        const int8_t *x = from;
-        for (kx = w->kernel_width; kx > 1; kx -= 2, x += 2 * tap, weights += 2 * CSR_GROUP) {
-            s = two_taps(s, x, x + tap, weights, whole, valid);
-        }
-        if (kx) {
-            s = one_tap(s, x, weights, whole, valid);
-            weights += CSR_GROUP;
-        }
-    }
-    return s;
-}
-
-static inline __attribute__((always_inline)) csr_sums any_sums(csr_sums s, const csr_taps_of *t, const int8_t *from,
-                                                               const int8_t *weights, mve_pred16_t valid)
-{
-    const csr_window *w = t->window;
-    const int8x16_t padding = vdupq_n_s8(t->quant->in_zero);
-    int32_t ky, kx;
-    for (ky = 0; ky < w->kernel_height; ky++) {
-        for (kx = 0; kx < w->kernel_width; kx++, weights += CSR_GROUP) {
-            const int8x16_t v = vldrbq_s8(weights);
-            int8x16_t x = padding;
-            if (is_inside(t, ky, kx)) {
-                x = vldrbq_z_s8(from + ky * t->row + kx * t->tap, valid);
-            }
-            s = wider(s, vmullbq_int_s8(x, v), vmulltq_int_s8(x, v));
-        }
-    }
-    return s;
-}
-
-/* Tables of 16 channels, in this order. */
-typedef struct {
+    int32_t zero, low, high, shifts_left;
+    uint32_t pairs, singles; /* taps that are added two at a time, and the others */
+    uint32_t channels;       /* of a group */
     const int32_t *bias, *multiplier;
-    const int8_t *shift;
-} csr_tables;
+    const int8_t *shift, *weights;
+} csr_groups;
 
-static inline __attribute__((always_inline)) void finish(const csr_channel_quant *q, const csr_tables *t, csr_sums s,
-                                                         int8_t *out, mve_pred16_t valid)
+/* Sums of a group are in q4…q7: those of channels 0, 4, 8, 12; of 1, 5, …; of 2, 6, …; of 3, 7, … They are what
+ * widening the even and odd products of 8 bits leaves, and what VLD4 fetches. r1 are the weights, r4, r5 and r6 bias,
+ * multiplier and shift, r8 the output, r11 the csr_groups, r12 counts groups. */
+#define CSR_LOAD_4(a, b, c, d, from)                                                                           \
+    "vld40.32 {" a ", " b ", " c ", " d "}, [" from "]\n\t"                                                    \
+    "vld41.32 {" a ", " b ", " c ", " d "}, [" from "]\n\t"                                                    \
+    "vld42.32 {" a ", " b ", " c ", " d "}, [" from "]\n\t"                                                    \
+    "vld43.32 {" a ", " b ", " c ", " d "}, [" from "]!\n\t"
+#define CSR_START CSR_LOAD_4("q4", "q5", "q6", "q7", "r4")
+
+/* Adds even products in q2 and odd ones in q3. */
+#define CSR_WIDEN                                                                                              \
+    "vmovlb.s16 q0, q2\n\t"                                                                                    \
+    "vadd.i32 q4, q4, q0\n\t"                                                                                  \
+    "vmovlt.s16 q0, q2\n\t"                                                                                    \
+    "vadd.i32 q6, q6, q0\n\t"                                                                                  \
+    "vmovlb.s16 q0, q3\n\t"                                                                                    \
+    "vadd.i32 q5, q5, q0\n\t"                                                                                  \
+    "vmovlt.s16 q0, q3\n\t"                                                                                    \
+    "vadd.i32 q7, q7, q0\n\t"
+/* `load` puts values into q0, `next` goes on to the next tap. */
+#define CSR_ONE(load, next)                                                                                    \
+    load "vldrb.u8 q1, [r1], #16\n\t" next "vmullb.s8 q2, q0, q1\n\t"                                          \
+         "vmullt.s8 q3, q0, q1\n\t"
+/* The sum of two products fits 16 bits unless a weight is −128. */
+#define CSR_TWO(load, again, next, last)                                                                       \
+    CSR_ONE(load, next)                                                                                        \
+    load "vldrb.u8 q1, [r1], #16\n\t"                                                                          \
+         "vmullb.s8 q0, q0, q1\n\t"                                                                            \
+         "vadd.i16 q2, q2, q0\n\t" again last "vmullt.s8 q0, q0, q1\n\t"                                       \
+         "vadd.i16 q3, q3, q0\n\t"
+
+#define CSR_SHIFT_LEFT(half, shifts, sums)                                                                     \
+    "vmovl" half ".s16 q2, " shifts "\n\t"                                                                     \
+    "vshl.s32 " sums ", " sums ", q2\n\t"
+#define CSR_SHIFT_RIGHT(half, shifts, sums)                                                                    \
+    "vmovl" half ".s16 q2, " shifts "\n\t"                                                                     \
+    "vand q3, " sums ", q2\n\t"                                                                                \
+    "vshr.s32 q3, q3, #31\n\t"                                                                                 \
+    "vadd.i32 " sums ", " sums ", q3\n\t"                                                                      \
+    "vrshl.s32 " sums ", " sums ", q2\n\t"
+#define CSR_SHIFTS(select)                                                                                     \
+    "vldrb.u8 q1, [r6]\n\t"                                                                                    \
+    "vmov.i32 q0, #0\n\t" select ".s8 q1, q1, q0\n\t"                                                          \
+    "vmovlb.s8 q0, q1\n\t"                                                                                     \
+    "vmovlt.s8 q1, q1\n\t"
+/* Sums to int8, in q2. */
+#define CSR_FINISH                                                                                             \
+    "ldr r9, [r11, #12]\n\t"                                                                                   \
+    "cmp r9, #0\n\t"                                                                                           \
+    "beq 8f\n\t" CSR_SHIFTS("vmax") CSR_SHIFT_LEFT("b", "q0", "q4") CSR_SHIFT_LEFT("b", "q1", "q5")            \
+        CSR_SHIFT_LEFT("t", "q0", "q6") CSR_SHIFT_LEFT("t", "q1", "q7") "8:\n\t"                               \
+    CSR_LOAD_4("q0", "q1", "q2", "q3", "r5")                                                                   \
+    "vqrdmulh.s32 q4, q4, q0\n\t"                                                                              \
+    "vqrdmulh.s32 q5, q5, q1\n\t"                                                                              \
+    "vqrdmulh.s32 q6, q6, q2\n\t"                                                                              \
+    "vqrdmulh.s32 q7, q7, q3\n\t" CSR_SHIFTS("vmin") CSR_SHIFT_RIGHT("b", "q0", "q4")                          \
+        CSR_SHIFT_RIGHT("b", "q1", "q5") CSR_SHIFT_RIGHT("t", "q0", "q6") CSR_SHIFT_RIGHT("t", "q1", "q7")     \
+    "ldr r9, [r11]\n\t"                                                                                        \
+    "vqmovnb.s32 q0, q4\n\t"                                                                                   \
+    "vqmovnt.s32 q0, q6\n\t"                                                                                   \
+    "vqmovnb.s32 q1, q5\n\t"                                                                                   \
+    "vqmovnt.s32 q1, q7\n\t"                                                                                   \
+    "vqadd.s16 q0, q0, r9\n\t"                                                                                 \
+    "vqadd.s16 q1, q1, r9\n\t"                                                                                 \
+    "ldrd r9, r10, [r11, #4]\n\t"                                                                              \
+    "vqmovnb.s16 q2, q0\n\t"                                                                                   \
+    "vqmovnt.s16 q2, q1\n\t"                                                                                   \
+    "vdup.8 q0, r9\n\t"                                                                                        \
+    "vdup.8 q1, r10\n\t"                                                                                       \
+    "vmax.s8 q2, q2, q0\n\t"                                                                                   \
+    "vmin.s8 q2, q2, q1\n\t"                                                                                   \
+    "add r6, #16\n\t"
+
+#define CSR_RUN(...)                                                                                           \
+    register const int8_t *weights __asm__("r1") = g->weights;                                                 \
+    register const int32_t *bias __asm__("r4") = g->bias;                                                      \
+    register const int32_t *multiplier __asm__("r5") = g->multiplier;                                          \
+    register const int8_t *shift __asm__("r6") = g->shift;                                                     \
+    register int8_t *to __asm__("r8") = out;                                                                   \
+    register const csr_groups *groups __asm__("r11") = g;                                                      \
+    register uint32_t left __asm__("r12") = count;                                                             \
+    __asm__ volatile("1:\n\t" CSR_START __VA_ARGS__ "subs r12, #1\n\t"                                         \
+                     "bne 1b\n\t"                                                                              \
+                     : "+r"(first), "+r"(second), "+r"(third), "+r"(weights), "+r"(bias), "+r"(multiplier),    \
+                       "+r"(shift), "+r"(to), "+r"(left)                                                       \
+                     : "r"(groups)                                                                             \
+                     : "r9", "r10", "lr", "q0", "q1", "q2", "q3", "q4", "q5", "q6", "q7", "memory", "cc")
+
+/* `count` > 0 groups of 16 channels, of three times three taps. */
+static __attribute__((noinline)) void groups_3x3(const csr_groups *g, const int8_t *from, int32_t tap, int32_t row,
+                                                 int8_t *out, uint32_t count)
 {
-    const int32x4x4_t m = vld4q_s32(t->multiplier);
-    const int8x16_t shift = vldrbq_s8(t->shift);
-    int16x8_t even = vmovlbq_s8(shift), odd = vmovltq_s8(shift);
-    int8x16_t x = vdupq_n_s8(0);
-    s.a = csr_requantize_x4(s.a, m.val[0], vmovlbq_s16(even));
-    s.b = csr_requantize_x4(s.b, m.val[2], vmovltq_s16(even));
-    s.c = csr_requantize_x4(s.c, m.val[1], vmovlbq_s16(odd));
-    s.d = csr_requantize_x4(s.d, m.val[3], vmovltq_s16(odd));
-    even = vqaddq_n_s16(vqmovntq_s32(vqmovnbq_s32(even, s.a), s.b), q->out_zero);
-    odd = vqaddq_n_s16(vqmovntq_s32(vqmovnbq_s32(odd, s.c), s.d), q->out_zero);
-    x = vqmovntq_s16(vqmovnbq_s16(x, even), odd);
-    x = vminq_s8(vmaxq_s8(x, vdupq_n_s8(q->low)), vdupq_n_s8(q->high));
-    vstrbq_p_s8(out, x, valid);
+    register const int8_t *first __asm__("r0") = from;
+    register int32_t second __asm__("r2") = tap;
+    register int32_t third __asm__("r3") = row - 2 * tap;
+#define CSR_LOAD "vldrb.u8 q0, [r0]\n\t"
+#define CSR_TAP "add r0, r2\n\t"
+#define CSR_ROW "add r0, r3\n\t"
+    CSR_RUN("mov lr, r0\n\t" CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_TAP, CSR_TAP) CSR_WIDEN
+                CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_ROW, CSR_TAP) CSR_WIDEN CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_TAP, CSR_ROW)
+                    CSR_WIDEN CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_TAP, CSR_TAP) CSR_WIDEN CSR_ONE(CSR_LOAD, "") CSR_WIDEN
+                        CSR_FINISH "vstrb.8 q2, [r8], #16\n\t"
+            "add r0, lr, #16\n\t");
 }
 
-static inline __attribute__((always_inline)) csr_sums start(const csr_tables *t)
+/* `count` > 0 groups of any taps. */
+static __attribute__((noinline)) void groups_of_taps(const csr_groups *g, csr_tap *taps, int8_t *out, uint32_t count)
 {
-    const int32x4x4_t b = vld4q_s32(t->bias);
-    csr_sums s;
-    s.a = b.val[0];
-    s.b = b.val[2];
-    s.c = b.val[1];
-    s.d = b.val[3];
-    return s;
+    register csr_tap *first __asm__("r0") = taps;
+    register csr_tap *second __asm__("r2") = taps;
+    register uint32_t third __asm__("r3") = 0;
+#define CSR_LOAD_TAP                                                                                           \
+    "ldrd r10, r9, [r2]\n\t"                                                                                   \
+    "vpst\n\t"                                                                                                 \
+    "vldrbt.u8 q0, [r10]\n\t"
+#define CSR_LOAD_AGAIN                                                                                         \
+    "vpst\n\t"                                                                                                 \
+    "vldrbt.u8 q0, [r10]\n\t"
+#define CSR_NEXT                                                                                               \
+    "add r9, r10\n\t"                                                                                          \
+    "str r9, [r2], #8\n\t"
+    CSR_RUN("ldr r3, [r11, #24]\n\t"
+            "vctp.8 r3\n\t"
+            "ldrd r3, lr, [r11, #16]\n\t"
+            "mov r2, r0\n\t"
+            "cmp r3, #0\n\t"
+            "beq 3f\n"
+            "2:\n\t" CSR_TWO(CSR_LOAD_TAP, CSR_LOAD_AGAIN, CSR_NEXT, CSR_NEXT) CSR_WIDEN "subs r3, #1\n\t"
+            "bne 2b\n"
+            "3:\n\t"
+            "cmp lr, #0\n\t"
+            "beq 5f\n"
+            "4:\n\t" CSR_ONE(CSR_LOAD_TAP, CSR_NEXT) CSR_WIDEN "subs lr, #1\n\t"
+            "bne 4b\n"
+            "5:\n\t" CSR_FINISH "vpst\n\t"
+            "vstrbt.8 q2, [r8]\n\t"
+            "add r8, #16\n\t");
 }
 
-/* Weights in groups of 16 channels, the last one filled up, or beginning earlier where there are 16. */
+/* Weights in groups of 16 channels: a single group is filled up, the last of several begins earlier. Returns whether
+ * none is −128. */
 static int gather_weights(const csr_depthwise *op, int8_t *to)
 {
     const csr_window *w = op->window;
     const int32_t channels = w->channels, taps = w->kernel_height * w->kernel_width;
+    const mve_pred16_t valid = vctp8q((uint32_t)channels);
     int8x16_t least = vdupq_n_s8(0);
     int32_t c, i;
     for (c = 0; c < channels; c += CSR_GROUP) {
-        const int32_t first = channels >= CSR_GROUP && c > channels - CSR_GROUP ? channels - CSR_GROUP : c;
-        const mve_pred16_t valid = vctp8q((uint32_t)(channels - first));
+        const int32_t first = c && c > channels - CSR_GROUP ? channels - CSR_GROUP : c;
         const int8_t *from = op->weights + first;
         for (i = taps; i; i--, from += channels, to += CSR_GROUP) {
             const int8x16_t v = vldrbq_z_s8(from, valid);
@@ -204,62 +274,376 @@ static int gather_weights(const csr_depthwise *op, int8_t *to)
     return vminvq_s8(0, least) > -128;
 }
 
-static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, int8_t *weights)
+/* What the pixels of a call have in common. */
+typedef struct {
+    const csr_depthwise *op;
+    csr_groups groups, last_groups;
+    int32_t channels;
+    int32_t rest, last; /* channels of the last group if it is not whole, and its first */
+    int32_t tap, row;   /* bytes between taps */
+    int8_t padding[CSR_GROUP];
+} csr_call;
+
+static void border_pixel(const csr_call *call, const int8_t *from, csr_inside rows, csr_inside taps, int8_t *out)
+{
+    const int32_t whole = call->channels / CSR_GROUP;
+    csr_tap list[CSR_MAX_TAPS];
+    if (whole) {
+        list_taps(call->op->window, list, from, call->padding, rows, taps, CSR_GROUP);
+        groups_of_taps(&call->groups, list, out, (uint32_t)whole);
+    }
+    if (call->rest) {
+        list_taps(call->op->window, list, from + call->last, call->padding, rows, taps, 0);
+        groups_of_taps(&call->last_groups, list, out + call->last, 1);
+    }
+}
+
+/* `count` pixels whose windows lie in the picture. */
+static void inner_pixels(const csr_call *call, const int8_t *from, int8_t *out, int32_t count)
+{
+    const csr_window *w = call->op->window;
+    const int32_t whole = call->channels / CSR_GROUP, next = w->stride_width * w->in_pixel;
+    const int is_3x3 = whole && w->kernel_height == 3 && w->kernel_width == 3 && call->groups.pairs;
+    csr_tap list[CSR_MAX_TAPS];
+    csr_inside rows, taps;
+    rows.first = taps.first = 0;
+    rows.count = w->kernel_height;
+    taps.count = w->kernel_width;
+    if (call->rest) {
+        /* After a single group, the list goes on to the next pixel. */
+        list_taps(call->op->window, list, from + call->last, call->padding, rows, taps, next);
+    }
+    for (; count; count--, from += next, out += w->out_pixel) {
+        if (is_3x3) {
+            groups_3x3(&call->groups, from, call->tap, call->row, out, (uint32_t)whole);
+        } else if (whole) {
+            csr_tap of_all[CSR_MAX_TAPS];
+            list_taps(call->op->window, of_all, from, call->padding, rows, taps, CSR_GROUP);
+            groups_of_taps(&call->groups, of_all, out, (uint32_t)whole);
+        }
+        if (call->rest) {
+            groups_of_taps(&call->last_groups, list, out + call->last, 1);
+        }
+    }
+}
+
+static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, int8_t *scratch)
 {
     const csr_window *w = op->window;
     const csr_channel_quant *q = op->quant;
-    const int32_t channels = w->channels, group = w->kernel_height * w->kernel_width * CSR_GROUP;
-    const int fits = gather_weights(op, weights), whole = channels >= CSR_GROUP;
-    const mve_pred16_t valid = vctp8q((uint32_t)channels);
+    const int32_t channels = w->channels, most_x = w->in_width - 1 - (w->kernel_width - 1) * w->dilation_width;
+    const uint32_t taps = (uint32_t)w->kernel_height * w->kernel_width;
     int32_t bias[CSR_GROUP], multiplier[CSR_GROUP];
     int8_t shift[CSR_GROUP];
-    csr_tables all, tables;
-    csr_taps_of t;
+    csr_call call;
+    csr_groups *g = &call.groups;
     int32_t oy, ox, c;
-    all.bias = q->bias;
-    all.multiplier = q->multiplier;
-    all.shift = q->shift;
-    if (!whole) {
+    call.op = op;
+    call.channels = channels;
+    call.rest = channels % CSR_GROUP;
+    call.last = channels < CSR_GROUP ? 0 : channels - CSR_GROUP;
+    call.tap = w->dilation_width * w->in_pixel;
+    call.row = w->dilation_height * w->in_row;
+    memset(call.padding, q->in_zero, sizeof call.padding);
+    g->zero = q->out_zero;
+    g->low = q->low;
+    g->high = q->high;
+    g->pairs = gather_weights(op, scratch) ? taps / 2 : 0;
+    g->singles = taps - 2 * g->pairs;
+    g->channels = channels < CSR_GROUP ? (uint32_t)channels : CSR_GROUP;
+    g->bias = q->bias;
+    g->multiplier = q->multiplier;
+    g->shift = q->shift;
+    g->weights = scratch;
+    if (channels < CSR_GROUP) {
+        /* Tables are read in whole vectors. */
         memset(bias, 0, sizeof bias);
         memset(multiplier, 0, sizeof multiplier);
         memset(shift, 0, sizeof shift);
         memcpy(bias, q->bias, (size_t)channels * sizeof *bias);
         memcpy(multiplier, q->multiplier, (size_t)channels * sizeof *multiplier);
         memcpy(shift, q->shift, (size_t)channels);
-        all.bias = bias;
-        all.multiplier = multiplier;
-        all.shift = shift;
+        g->bias = bias;
+        g->multiplier = multiplier;
+        g->shift = shift;
     }
-    t.window = w;
-    t.quant = q;
-    t.row = w->dilation_height * w->in_row;
-    t.tap = w->dilation_width * w->in_pixel;
+    g->shifts_left = 0;
+    for (c = 0; c < channels; c++) {
+        g->shifts_left |= q->shift[c] > 0;
+    }
+    call.last_groups = *g;
+    call.last_groups.bias += call.last;
+    call.last_groups.multiplier += call.last;
+    call.last_groups.shift += call.last;
+    call.last_groups.weights += channels / CSR_GROUP * (int32_t)taps * CSR_GROUP;
     for (oy = 0; oy < w->out_height; oy++) {
-        t.y = oy * w->stride_height - w->pad_top;
-        t.x = -w->pad_left;
-        for (ox = 0; ox < w->out_width; ox++, t.x += w->stride_width) {
-            const int8_t *from = in + t.y * w->in_row + t.x * w->in_pixel;
-            const int8_t *v = weights;
-            int8_t *to = out + oy * w->out_row + ox * w->out_pixel;
-            const int inside = fits && is_all_inside(&t);
-            for (c = 0; c < channels; c += CSR_GROUP, v += group) {
-                const int32_t first = whole && c > channels - CSR_GROUP ? channels - CSR_GROUP : c;
-                csr_sums s;
-                tables.bias = all.bias + first;
-                tables.multiplier = all.multiplier + first;
-                tables.shift = all.shift + first;
-                s = start(&tables);
-                s = !inside ? any_sums(s, &t, from + first, v, valid)
-                    : whole ? inside_sums(s, &t, from + first, v, 1, valid)
-                            : inside_sums(s, &t, from + first, v, 0, valid);
-                finish(q, &tables, s, to + first, valid);
+        const int32_t y = oy * w->stride_height - w->pad_top;
+        const csr_inside rows = inside_of(y, w->kernel_height, w->dilation_height, w->in_height);
+        int32_t x = -w->pad_left, count;
+        const int8_t *from = in + y * w->in_row + x * w->in_pixel;
+        int8_t *to = out + oy * w->out_row;
+        for (ox = 0; ox < w->out_width; ox += count) {
+            count = 1;
+            if (rows.count == w->kernel_height && x >= 0 && x <= most_x) {
+                count = (most_x - x) / w->stride_width + 1;
+                count = count < w->out_width - ox ? count : w->out_width - ox;
+                inner_pixels(&call, from, to, count);
+            } else {
+                border_pixel(&call, from, rows, inside_of(x, w->kernel_width, w->dilation_width, w->in_width), to);
             }
+            x += count * w->stride_width;
+            from += count * w->stride_width * w->in_pixel;
+            to += count * w->out_pixel;
         }
     }
 }
 
-#define CSR_FAST_CHANNELS 5 /* for fewer, scratch memory does not hold a vector for every tap */
+#elif defined(CSR_DSP)
 
+#define CSR_FAST_CHANNELS 4
+
+/* What the loops below need, from fixed places; they go on by themselves from group to group. */
+typedef struct {
+    const int32_t *bias, *multiplier;
+    const int8_t *shift;
+    int8_t *out;
+    int32_t zero; /* 2 · zero point + 1 */
+    uint32_t low, high; /* four times */
+    uint32_t count;     /* groups of four channels */
+    const int8_t *from;
+    int32_t tap, row;
+    const csr_tap *list;
+    uint32_t pairs, single; /* taps that are added two at a time, and whether there is one more */
+    int32_t sums[4];        /* of sums_of_taps */
+} csr_groups;
+
+/* r4, r5, r6 and r8 are the sums of four channels, r1 the weights, and the csr_groups begin at r7. */
+#define CSR_START                                                                                              \
+    "ldr r9, [r7]\n\t"                                                                                         \
+    "ldm r9!, {r4, r5, r6, r8}\n\t"                                                                            \
+    "str r9, [r7]\n\t"
+/* Of the taps in r9 and r10; their weights stand side by side, channel by channel. */
+#define CSR_TWO                                                                                                \
+    "pkhbt r11, r9, r10, lsl #16\n\t"                                                                          \
+    "pkhtb r12, r10, r9, asr #16\n\t"                                                                          \
+    "ldrd r9, r10, [r1], #8\n\t"                                                                               \
+    "sxtb16 lr, r11\n\t"                                                                                       \
+    "smlad r4, lr, r9, r4\n\t"                                                                                 \
+    "sxtb16 lr, r11, ror #8\n\t"                                                                               \
+    "smlad r5, lr, r10, r5\n\t"                                                                                \
+    "ldrd r9, r10, [r1], #8\n\t"                                                                               \
+    "sxtb16 lr, r12\n\t"                                                                                       \
+    "smlad r6, lr, r9, r6\n\t"                                                                                 \
+    "sxtb16 lr, r12, ror #8\n\t"                                                                               \
+    "smlad r8, lr, r10, r8\n\t"
+/* Of the tap in r11; the weights of channels 0 and 2, and of 1 and 3, stand side by side. */
+#define CSR_ONE                                                                                                \
+    "ldrd r9, r10, [r1], #8\n\t"                                                                               \
+    "sxtb16 r12, r11\n\t"                                                                                      \
+    "sxtb16 lr, r11, ror #8\n\t"                                                                               \
+    "smlabb r4, r12, r9, r4\n\t"                                                                               \
+    "smlatt r6, r12, r9, r6\n\t"                                                                               \
+    "smlabb r5, lr, r10, r5\n\t"                                                                               \
+    "smlatt r8, lr, r10, r8\n\t"
+/* Halves away from zero and the output's zero point: ((x >> (right − 1)) + 2 · zero + 1) >> 1. */
+#define CSR_TO_INT8(x)                                                                                         \
+    "ldr r9, [r2], #4\n\t"                                                                                     \
+    "ldrsb r10, [r3], #1\n\t"                                                                                  \
+    "lsl " x ", " x ", #1\n\t"                                                                                 \
+    "smmulr " x ", " x ", r9\n\t"                                                                              \
+    "mvn r10, r10\n\t"                                                                                         \
+    "add " x ", " x ", " x ", asr #31\n\t"                                                                     \
+    "asr " x ", " x ", r10\n\t"                                                                                \
+    "add " x ", " x ", lr\n\t"                                                                                 \
+    "ssat " x ", #8, " x ", asr #1\n\t"
+#define CSR_FINISH                                                                                             \
+    "ldrd r2, r3, [r7, #4]\n\t"                                                                                \
+    "ldr lr, [r7, #16]\n\t" CSR_TO_INT8("r4") CSR_TO_INT8("r5") CSR_TO_INT8("r6") CSR_TO_INT8("r8")            \
+    "ldrd r9, r10, [r7, #20]\n\t"                                                                              \
+    "ldr r11, [r7, #12]\n\t"                                                                                   \
+    "bfi r4, r5, #8, #8\n\t"                                                                                   \
+    "bfi r4, r6, #16, #8\n\t"                                                                                  \
+    "bfi r4, r8, #24, #8\n\t"                                                                                  \
+    "ssub8 r12, r4, r9\n\t"                                                                                    \
+    "sel r4, r4, r9\n\t"                                                                                       \
+    "ssub8 r12, r10, r4\n\t"                                                                                   \
+    "sel r4, r4, r10\n\t"                                                                                      \
+    "str r4, [r11], #4\n\t"                                                                                    \
+    "strd r2, r3, [r7, #4]\n\t"                                                                                \
+    "str r11, [r7, #12]\n\t"
+/* The sums for C to bring to int8. */
+#define CSR_KEEP                                                                                               \
+    "add r11, r7, #56\n\t"                                                                                     \
+    "stm r11, {r4, r5, r6, r8}\n\t"
+#define CSR_LIST                                                                                               \
+    "1:\n\t" CSR_START "ldr r2, [r7, #44]\n\t"                                                                 \
+    "ldr r3, [r7, #48]\n\t"                                                                                    \
+    "cmp r3, #0\n\t"                                                                                           \
+    "beq 3f\n"                                                                                                 \
+    "2:\n\t"                                                                                                   \
+    "ldrd r11, r9, [r2]\n\t"                                                                                   \
+    "ldrd r12, r10, [r2, #8]\n\t"                                                                              \
+    "add lr, r11, r9\n\t"                                                                                      \
+    "ldr r9, [r11]\n\t"                                                                                        \
+    "str lr, [r2], #8\n\t"                                                                                     \
+    "add lr, r12, r10\n\t"                                                                                     \
+    "ldr r10, [r12]\n\t"                                                                                       \
+    "str lr, [r2], #8\n\t" CSR_TWO "subs r3, #1\n\t"                                                           \
+    "bne 2b\n"                                                                                                 \
+    "3:\n\t"                                                                                                   \
+    "ldr r3, [r7, #52]\n\t"                                                                                    \
+    "cmp r3, #0\n\t"                                                                                           \
+    "beq 4f\n\t"                                                                                               \
+    "ldrd r12, r10, [r2]\n\t"                                                                                  \
+    "add lr, r12, r10\n\t"                                                                                     \
+    "ldr r11, [r12]\n\t"                                                                                       \
+    "str lr, [r2]\n\t" CSR_ONE "4:\n\t"
+#define CSR_AGAIN                                                                                              \
+    "ldr r9, [r7, #28]\n\t"                                                                                    \
+    "subs r9, #1\n\t"                                                                                          \
+    "str r9, [r7, #28]\n\t"                                                                                    \
+    "bne 1b\n\t"
+
+/* r7 may be the frame pointer, so it is no operand. */
+#define CSR_RUN(name, ...)                                                                                     \
+    static __attribute__((noinline)) void name(csr_groups *groups, const uint32_t *paired)                     \
+    {                                                                                                          \
+        register csr_groups *g __asm__("r0") = groups;                                                         \
+        register const uint32_t *weights __asm__("r1") = paired;                                               \
+        __asm__ volatile("push {r7}\n\t"                                                                       \
+                         "mov r7, r0\n" __VA_ARGS__ "pop {r7}\n\t"                                             \
+                         : "+r"(g), "+r"(weights)                                                              \
+                         :                                                                                     \
+                         : "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "lr", "memory",      \
+                           "cc");                                                                              \
+    }
+
+CSR_RUN(groups_3x3, "1:\n\t" CSR_START "ldr r0, [r7, #32]\n\t"
+                    "ldrd r2, r3, [r7, #36]\n\t"
+                    "ldr r9, [r0]\n\t"
+                    "ldr r10, [r0, r2]\n\t"
+                    "add r11, r0, #4\n\t"
+                    "str r11, [r7, #32]\n\t" CSR_TWO "ldr r9, [r0, r2, lsl #1]\n\t"
+                    "add r0, r3\n\t"
+                    "ldr r10, [r0]\n\t" CSR_TWO "ldr r9, [r0, r2]\n\t"
+                    "ldr r10, [r0, r2, lsl #1]\n\t"
+                    "add r0, r3\n\t" CSR_TWO "ldr r9, [r0]\n\t"
+                    "ldr r10, [r0, r2]\n\t" CSR_TWO "ldr r11, [r0, r2, lsl #1]\n\t" CSR_ONE CSR_FINISH CSR_AGAIN)
+CSR_RUN(groups_of_taps, CSR_LIST CSR_FINISH CSR_AGAIN)
+CSR_RUN(sums_of_taps, CSR_LIST CSR_KEEP)
+
+static inline uint32_t even_bytes(uint32_t word)
+{
+    uint32_t out;
+    __asm__("sxtb16 %0, %1" : "=r"(out) : "r"(word));
+    return out;
+}
+
+static inline uint32_t odd_bytes(uint32_t word)
+{
+    uint32_t out;
+    __asm__("sxtb16 %0, %1, ror #8" : "=r"(out) : "r"(word));
+    return out;
+}
+
+/* Weights of pairs of taps and of the last one, as they are multiplied, four channels after four. */
+static void pair_weights(const csr_depthwise *op, uint32_t *to)
+{
+    const int32_t channels = op->window->channels, taps = op->window->kernel_height * op->window->kernel_width;
+    int32_t c, i;
+    for (c = 0; c + 4 <= channels; c += 4) {
+        const int8_t *from = op->weights + c;
+        for (i = taps; i > 1; i -= 2, from += 2 * channels, to += 4) {
+            const uint32_t first = csr_load4(from), second = csr_load4(from + channels);
+            const uint32_t lower = (first & 0xffff) | second << 16, upper = first >> 16 | (second & 0xffff0000);
+            to[0] = even_bytes(lower);
+            to[1] = odd_bytes(lower);
+            to[2] = even_bytes(upper);
+            to[3] = odd_bytes(upper);
+        }
+        if (i) {
+            const uint32_t word = csr_load4(from);
+            to[0] = even_bytes(word);
+            to[1] = odd_bytes(word);
+            to += 2;
+        }
+    }
+}
+
+/* Where the loops cannot bring sums to int8: a shift that is not to the right. */
+static void slow_groups(csr_groups *g, const csr_channel_quant *q, const uint32_t *weights, uint32_t words)
+{
+    int32_t c = 0, i;
+    for (; g->count; g->count--, weights += words) {
+        sums_of_taps(g, weights);
+        for (i = 0; i < 4; i++, c++) {
+            *g->out++ = value_of(q, g->sums[i], c);
+        }
+    }
+}
+
+static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, uint32_t *scratch)
+{
+    const csr_window *w = op->window;
+    const csr_channel_quant *q = op->quant;
+    const int32_t whole = w->channels & ~3;
+    const uint32_t taps = (uint32_t)w->kernel_height * w->kernel_width;
+    int8_t padding[4];
+    csr_tap list[CSR_MAX_TAPS];
+    csr_groups all;
+    int shifts_right = 1;
+    int32_t oy, ox, c;
+    memset(padding, q->in_zero, sizeof padding);
+    for (c = 0; c < whole; c++) {
+        shifts_right &= q->shift[c] < 0;
+    }
+    all.bias = q->bias;
+    all.multiplier = q->multiplier;
+    all.shift = q->shift;
+    all.zero = 2 * q->out_zero + 1;
+    all.low = (uint8_t)q->low * UINT32_C(0x01010101);
+    all.high = (uint8_t)q->high * UINT32_C(0x01010101);
+    all.count = (uint32_t)whole / 4;
+    all.tap = w->dilation_width * w->in_pixel;
+    all.row = w->dilation_height * w->in_row;
+    all.list = list;
+    all.pairs = taps / 2;
+    all.single = taps & 1;
+    pair_weights(op, scratch);
+    for (oy = 0; oy < w->out_height; oy++) {
+        const int32_t y = oy * w->stride_height - w->pad_top;
+        const csr_inside rows = inside_of(y, w->kernel_height, w->dilation_height, w->in_height);
+        int32_t x = -w->pad_left;
+        const int8_t *from = in + y * w->in_row + x * w->in_pixel;
+        int8_t *to = out + oy * w->out_row;
+        for (ox = 0; ox < w->out_width; ox++, to += w->out_pixel) {
+            const csr_inside columns = inside_of(x, w->kernel_width, w->dilation_width, w->in_width);
+            csr_groups g = all;
+            g.out = to;
+            g.from = from;
+            if (shifts_right && rows.count == 3 && columns.count == 3 && taps == 9) {
+                groups_3x3(&g, scratch);
+            } else {
+                list_taps(w, list, from, padding, rows, columns, 4);
+                if (shifts_right) {
+                    groups_of_taps(&g, scratch);
+                } else {
+                    slow_groups(&g, q, scratch, 2 * taps);
+                }
+            }
+            if (whole < w->channels) {
+                plain_pixel(op, in, y, x, whole, to);
+            }
+            x += w->stride_width;
+            from += w->stride_width * w->in_pixel;
+        }
+    }
+}
+
+#endif
+
+#if !defined(CSR_MAX_TAPS)
+#define CSR_MAX_TAPS 65535
 #endif
 
 void csr_depthwise_s8(const csr_depthwise *op, const int8_t *in, int8_t *out, void *scratch)
@@ -268,7 +652,8 @@ void csr_depthwise_s8(const csr_depthwise *op, const int8_t *in, int8_t *out, vo
     int32_t oy, ox;
     (void)scratch;
 #if defined(CSR_FAST_CHANNELS)
-    if (op->multiplier == 1 && w->channels >= CSR_FAST_CHANNELS) {
+    if (op->multiplier == 1 && w->channels >= CSR_FAST_CHANNELS &&
+        w->kernel_height * w->kernel_width <= CSR_MAX_TAPS) {
         fast(op, in, out, scratch);
         return;
     }

@@ -80,6 +80,23 @@ static inline int32_t csr_clamp8(int32_t x)
 #endif
 }
 
+#if defined(CSR_DSP)
+/* csr_round_shift(csr_doubling_high(x2 / 2, m), right) + plus, for right in 1…31: the bit that ASRS shifts out
+ * last rounds. */
+static inline int32_t csr_scaled(int32_t x2, int32_t m, int32_t right, int32_t plus)
+{
+    int32_t out;
+    __asm__("smmulr %0, %1, %2\n\t"
+            "add %0, %0, %0, asr #31\n\t"
+            "asrs %0, %0, %3\n\t"
+            "adc %0, %0, %4"
+            : "=&r"(out)
+            : "r"(x2), "r"(m), "r"(right), "r"(plus)
+            : "cc");
+    return out;
+}
+#endif
+
 /* What one channel needs to bring its accumulators to int8. */
 typedef struct {
     int32_t multiplier, left;

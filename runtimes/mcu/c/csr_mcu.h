@@ -47,18 +47,48 @@ typedef struct {
     int8_t zero_a, zero_b, zero_out, low, high;
 } csr_add_quant;
 
-/* A recurrence over groups of channels: h_t = add(conv(x_t, V), conv(h_{t-1}, U)), h_1 = conv(x_1, V). */
+/* Zero point and clamp of what a convolution inside a recurrence gives. */
+typedef struct {
+    int8_t zero, low, high;
+} csr_points;
+
+/* A sum inside a recurrence; zero points and clamps are those of what it adds and gives. */
+typedef struct {
+    int32_t multiplier_v, multiplier_u, multiplier_out;
+    int8_t shift_v, shift_u, shift_out;
+} csr_cell_add;
+
+/* A recurrence over groups of channels: h_t = add(conv(x_t, V), conv(h_{t-1}, U)), h_1 = conv(x_1, V). The tables
+ * have a row of `filters` for V at every step, then one for U at every step but the first. */
 typedef struct {
     const csr_window *input;     /* of V over x_t; its output pitches are those of h */
     const csr_window *recurrent; /* of U over h */
     const int8_t *v, *u;
-    const csr_channel_quant *v_quant; /* [steps] */
-    const csr_channel_quant *u_quant; /* [steps − 1] */
-    const csr_add_quant *add;         /* [steps − 1] */
+    const int32_t *bias, *multiplier;
+    const int8_t *shift;
+    const csr_points *points; /* rows as in the tables */
+    const csr_cell_add *add;  /* [steps − 1] */
     uint16_t filters;
     uint16_t x_step, h_step; /* bytes from group to group */
     uint8_t steps, tile, resident;
+    int8_t x_zero;
+    csr_points h;
 } csr_cell;
+
+/* The same rounded once: h_t = clamp(round((conv(x_t, V) · multiplier_v + conv(h_{t-1}, U) · multiplier_u) / 2^right)
+ * + zero). */
+typedef struct {
+    const csr_window *input, *recurrent;
+    const int8_t *v, *u;
+    const int32_t *bias;                         /* [steps][filters], in units of V's accumulators */
+    const int32_t *multiplier_v, *multiplier_u;  /* [filters] */
+    const int8_t *right;                         /* [filters], 33 to 62 */
+    uint16_t filters;
+    uint16_t x_step, h_step;
+    uint8_t steps, tile, resident;
+    int8_t x_zero;
+    csr_points h;
+} csr_fused_cell;
 
 /* Three nested loops of an element-wise operation; pitches in bytes, 0 repeats. */
 typedef struct {
@@ -114,6 +144,7 @@ typedef struct {
 
 void csr_conv2d_s8(const csr_conv *op, const int8_t *in, int8_t *out, void *scratch);
 void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch);
+void csr_fused_cell_s8(const csr_fused_cell *op, const int8_t *x, int8_t *h, void *scratch);
 void csr_depthwise_s8(const csr_depthwise *op, const int8_t *in, int8_t *out, void *scratch);
 void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out);
 void csr_add_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);

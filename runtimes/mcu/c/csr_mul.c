@@ -1,18 +1,86 @@
 #include "csr_math.h"
 #include "csr_mcu.h"
 
+static void multiply(const csr_mul_quant *q, csr_requant r, const int8_t *a, const int8_t *b, uint32_t b_step,
+                     int8_t *out, uint32_t count)
+{
+    for (; count; count--, b += b_step) {
+        const int32_t product = (*a++ - q->zero_a) * (*b - q->zero_b);
+        *out++ = (int8_t)csr_clamp(csr_requantize(product, r) + q->zero_out, q->low, q->high);
+    }
+}
+
+#if defined(CSR_MVE)
+
+#define CSR_MULTIPLY(rounding)                                                                                 \
+    __asm__ volatile("vdup.32 q2, r10\n\t"                                                                     \
+                     "vdup.32 q3, r11\n\t"                                                                     \
+                     "wlstp.32 lr, r3, 2f\n"                                                                   \
+                     "1:\n\t"                                                                                  \
+                     "vldrb.s32 q0, [r0], #4\n\t"                                                              \
+                     "vldrb.s32 q1, [r1], #4\n\t"                                                              \
+                     "vadd.i32 q0, q0, r4\n\t"                                                                 \
+                     "vadd.i32 q1, q1, r5\n\t"                                                                 \
+                     "vmul.i32 q0, q0, q1\n\t"                                                                 \
+                     "vshl.s32 q0, r6\n\t"                                                                     \
+                     "vqrdmulh.s32 q0, q0, r8\n\t" rounding "vadd.i32 q0, q0, r12\n\t"                         \
+                     "vmax.s32 q0, q0, q2\n\t"                                                                 \
+                     "vmin.s32 q0, q0, q3\n\t"                                                                 \
+                     "vstrb.32 q0, [r2], #4\n\t"                                                               \
+                     "letp lr, 1b\n"                                                                           \
+                     "2:"                                                                                      \
+                     : "+r"(from_a), "+r"(from_b), "+r"(to)                                                    \
+                     : "r"(left_over), "r"(zero_a), "r"(zero_b), "r"(left), "r"(multiplier), "r"(right),       \
+                       "r"(low), "r"(high), "r"(zero)                                                          \
+                     : "lr", "q0", "q1", "q2", "q3", "memory")
+
+static __attribute__((noinline)) void multiply_x4(const csr_mul_quant *q, csr_requant r, const int8_t *a,
+                                                  const int8_t *b, int8_t *out, uint32_t count)
+{
+    register const int8_t *from_a __asm__("r0") = a;
+    register const int8_t *from_b __asm__("r1") = b;
+    register int8_t *to __asm__("r2") = out;
+    register uint32_t left_over __asm__("r3") = count;
+    register int32_t zero_a __asm__("r4") = -q->zero_a;
+    register int32_t zero_b __asm__("r5") = -q->zero_b;
+    register int32_t left __asm__("r6") = r.left;
+    register int32_t multiplier __asm__("r8") = r.multiplier;
+    register int32_t right __asm__("r9") = -r.round.right;
+    register int32_t low __asm__("r10") = q->low;
+    register int32_t high __asm__("r11") = q->high;
+    register int32_t zero __asm__("r12") = q->zero_out;
+    /* A shift to the right by none must not look at the sign. */
+    if (r.round.right) {
+        CSR_MULTIPLY("vshr.s32 q1, q0, #31\n\t"
+                     "vadd.i32 q0, q0, q1\n\t"
+                     "vrshl.s32 q0, r9\n\t");
+    } else {
+        CSR_MULTIPLY("");
+    }
+}
+
+#else
+
+static void multiply_x4(const csr_mul_quant *q, csr_requant r, const int8_t *a, const int8_t *b, int8_t *out,
+                        uint32_t count)
+{
+    multiply(q, r, a, b, 1, out, count);
+}
+
+#endif
+
 void csr_mul_s8(const csr_loops *loops, const csr_mul_quant *q, const int8_t *a, const int8_t *b, int8_t *out)
 {
     const csr_requant r = csr_requant_of(q->multiplier, q->shift);
-    uint32_t y, x, i;
+    uint32_t y, x;
     for (y = 0; y < loops->rows; y++, a += loops->a_row, b += loops->b_row, out += loops->out_row) {
         const int8_t *pa = a, *pb = b;
         int8_t *to = out;
         for (x = 0; x < loops->pixels; x++, pa += loops->a_pixel, pb += loops->b_pixel, to += loops->out_pixel) {
-            const int8_t *other = pb;
-            for (i = 0; i < loops->span; i++, other += loops->b_element) {
-                const int32_t product = (pa[i] - q->zero_a) * (*other - q->zero_b);
-                to[i] = (int8_t)csr_clamp(csr_requantize(product, r) + q->zero_out, q->low, q->high);
+            if (loops->b_element) {
+                multiply_x4(q, r, pa, pb, to, loops->span);
+            } else {
+                multiply(q, r, pa, pb, 0, to, loops->span);
             }
         }
     }
