@@ -100,7 +100,7 @@ def find_sources(
     named = folder / f"{model.model_file.stem}.h" if isinstance(model, Artifact) else None
     if named is not None and named.name != MODEL_HEADER and named.is_file():
         raise ArtifactError(
-            f"was generated with the prefix '{named.stem}', and the harness knows only '{Path(MODEL_HEADER).stem}'",
+            f"was generated with the prefix '{named.stem}'; the harness knows '{Path(MODEL_HEADER).stem}'",
             where=str(model.path) if isinstance(model, Artifact) else str(folder),
             fix="To measure it, export it once more without --prefix.",
         )

@@ -428,6 +428,12 @@ static int check_depthwise(void)
     }
     weights = take(1, weight_bytes);
     randomize(weights, weight_bytes);
+    if (next() % 4) {
+        size_t i;
+        for (i = 0; i < weight_bytes; i++) {
+            weights[i] = weights[i] < -127 ? -127 : weights[i]; /* as TFLite's are */
+        }
+    }
     p = place(in_size(&w), out_size(&w, filters), overlap_distance(&w, filters, 0));
     for (oy = 0; oy < w.out_height; oy++) {
         for (ox = 0; ox < w.out_width; ox++) {
@@ -633,6 +639,9 @@ static void benchmark(void)
     size_t i;
     randomize(memory, 0x40000);
     randomize(weights, 0x40000);
+    for (i = 0; i < 0x40000; i++) {
+        weights[i] = weights[i] < -127 ? -127 : weights[i];
+    }
     for (i = 0; i < 256; i++) {
         quants[0].shift[i] = -9;
     }
