@@ -97,11 +97,11 @@ TARGETS: dict[str, Target] = {
             "csr_deploy.exporters.tflite:EXPORTER", "litert", "export", _TFLITE, _INT8, 8,
         ),
         Target(
-            "tflm", "TFLite Micro: the int8 model as a C array, its op resolver and arena size",
+            "tflm", "TFLite Micro: the int8 model as a C array, its op resolver and arena",
             "csr_deploy.exporters.tflm:EXPORTER", "tflm", "export,mcu", _TFLM, _INT8, 8,
         ),
         Target(
-            "mcu", "C99 for microcontrollers, one arena, no runtime; also from any int8 .tflite file",
+            "mcu", "C99 for microcontrollers, without a runtime; from .tflite files too",
             "csr_deploy.exporters.mcu.exporter:EXPORTER", "mcu", "export,mcu", _TFLITE, _INT8, 8,
         ),
         Target(
