@@ -57,11 +57,7 @@ static void say_field(const char *name, int64_t value)
 typedef struct {
     uintptr_t low, high;
 } region;
-#if defined(__ARM_FEATURE_MVE)
-static const region regions[] = {{0x21200000, 0x21400000}, {0x20000000, 0x20080000}};
-#else
-static const region regions[] = {{0x21000000, 0x22000000}, {0x20600000, 0x20800000}};
-#endif
+static const region regions[] = {REGIONS};
 
 /* `size` bytes of region `which`, at its end or, in one case of four, at its start. */
 static int8_t *take(unsigned which, size_t size)
@@ -645,6 +641,8 @@ static void benchmark(void)
     for (i = 0; i < 256; i++) {
         quants[0].shift[i] = -9;
     }
+    q.low = -128;
+    q.high = 127;
     for (i = 0; i < sizeof cases / sizeof *cases; i++) {
         csr_window w = square(cases[i].size, cases[i].channels, cases[i].filters, cases[i].kernel, cases[i].stride);
         const int64_t windows = (int64_t)w.out_height * w.out_width * cases[i].kernel * cases[i].kernel;

@@ -273,7 +273,7 @@ static __attribute__((noinline)) void copy_pieces(const csr_pieces *p, int8_t *t
                      : "lr", "q0", "memory", "cc");
 }
 
-/* As copy_pieces, where a piece is three taps of 8 to 16 bytes each, `tap` bytes apart. */
+/* As copy_pieces, where a piece is a whole row of three taps of 8 to 16 bytes each, `tap` bytes apart. */
 static __attribute__((noinline)) void copy_3_taps(const csr_pieces *p, int8_t *column, const int8_t *first,
                                                   uint32_t count, int32_t tap)
 {
@@ -373,7 +373,7 @@ static void copy_columns(const csr_reader *r, int8_t *to, const int8_t *from, cs
         copy_pieces(&p, to, from, columns);
     } else if (r->channels <= 16) {
         const csr_pieces p = pieces_of(r, r->channels, r->row, r->width, (uint32_t)rows.count);
-        if (taps.count == 3 && r->channels >= 8) {
+        if (taps.count == 3 && r->width == 3 * r->channels && r->channels >= 8) {
             copy_3_taps(&p, to, from, columns, r->tap);
             return;
         }

@@ -58,7 +58,7 @@ static inline csr_inside inside_of(int32_t start, int32_t kernel, int32_t dilati
 
 #define CSR_MAX_TAPS 49
 
-/* Where a tap of the group at hand lies, and what to go on by for the next group. */
+/* Where a tap lies, and what to go on by (Helium), or which bits of an offset to add (DSP): none in padding. */
 typedef struct {
     const int8_t *from;
     int32_t step;
@@ -155,21 +155,21 @@ typedef struct {
     "vadd.i32 " sums ", " sums ", q3\n\t"                                                                      \
     "vrshl.s32 " sums ", " sums ", q2\n\t"
 #define CSR_SHIFTS(select)                                                                                     \
-    "vldrb.u8 q1, [r6]\n\t"                                                                                    \
-    "vmov.i32 q0, #0\n\t" select ".s8 q1, q1, q0\n\t"                                                          \
-    "vmovlb.s8 q0, q1\n\t"                                                                                     \
+    "vldrb.u8 q1, [r6]\n\t" select "vmovlb.s8 q0, q1\n\t"                                                      \
     "vmovlt.s8 q1, q1\n\t"
-/* Sums to int8, in q2. */
-#define CSR_FINISH                                                                                             \
+#define CSR_SELECT(which) "vmov.i32 q0, #0\n\t" which ".s8 q1, q1, q0\n\t"
+#define CSR_LEFT                                                                                               \
     "ldr r9, [r11, #12]\n\t"                                                                                   \
     "cmp r9, #0\n\t"                                                                                           \
-    "beq 8f\n\t" CSR_SHIFTS("vmax") CSR_SHIFT_LEFT("b", "q0", "q4") CSR_SHIFT_LEFT("b", "q1", "q5")            \
-        CSR_SHIFT_LEFT("t", "q0", "q6") CSR_SHIFT_LEFT("t", "q1", "q7") "8:\n\t"                               \
+    "beq 8f\n\t" CSR_SHIFTS(CSR_SELECT("vmax")) CSR_SHIFT_LEFT("b", "q0", "q4")                                \
+        CSR_SHIFT_LEFT("b", "q1", "q5") CSR_SHIFT_LEFT("t", "q0", "q6") CSR_SHIFT_LEFT("t", "q1", "q7") "8:\n\t"
+/* Sums to int8, in q2. */
+#define CSR_FINISH(select)                                                                                     \
     CSR_LOAD_4("q0", "q1", "q2", "q3", "r5")                                                                   \
     "vqrdmulh.s32 q4, q4, q0\n\t"                                                                              \
     "vqrdmulh.s32 q5, q5, q1\n\t"                                                                              \
     "vqrdmulh.s32 q6, q6, q2\n\t"                                                                              \
-    "vqrdmulh.s32 q7, q7, q3\n\t" CSR_SHIFTS("vmin") CSR_SHIFT_RIGHT("b", "q0", "q4")                          \
+    "vqrdmulh.s32 q7, q7, q3\n\t" CSR_SHIFTS(select) CSR_SHIFT_RIGHT("b", "q0", "q4")                          \
         CSR_SHIFT_RIGHT("b", "q1", "q5") CSR_SHIFT_RIGHT("t", "q0", "q6") CSR_SHIFT_RIGHT("t", "q1", "q7")     \
     "ldr r9, [r11]\n\t"                                                                                        \
     "vqmovnb.s32 q0, q4\n\t"                                                                                   \
@@ -202,7 +202,7 @@ typedef struct {
                      : "r"(groups)                                                                             \
                      : "r9", "r10", "lr", "q0", "q1", "q2", "q3", "q4", "q5", "q6", "q7", "memory", "cc")
 
-/* `count` > 0 groups of 16 channels, of three times three taps. */
+/* `count` > 0 groups of 16 channels, of three times three taps, that are not shifted to the left. */
 static __attribute__((noinline)) void groups_3x3(const csr_groups *g, const int8_t *from, int32_t tap, int32_t row,
                                                  int8_t *out, uint32_t count)
 {
@@ -215,9 +215,39 @@ static __attribute__((noinline)) void groups_3x3(const csr_groups *g, const int8
     CSR_RUN("mov lr, r0\n\t" CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_TAP, CSR_TAP) CSR_WIDEN
                 CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_ROW, CSR_TAP) CSR_WIDEN CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_TAP, CSR_ROW)
                     CSR_WIDEN CSR_TWO(CSR_LOAD, CSR_LOAD, CSR_TAP, CSR_TAP) CSR_WIDEN CSR_ONE(CSR_LOAD, "") CSR_WIDEN
-                        CSR_FINISH "vstrb.8 q2, [r8], #16\n\t"
+                        CSR_FINISH("") "vstrb.8 q2, [r8], #16\n\t"
             "add r0, lr, #16\n\t");
 }
+
+#define CSR_LOAD_TAP                                                                                           \
+    "ldrd r10, r9, [r2]\n\t"                                                                                   \
+    "vldrb.u8 q0, [r10]\n\t"
+#define CSR_LOAD_AGAIN "vldrb.u8 q0, [r10]\n\t"
+#define CSR_LOAD_PART                                                                                          \
+    "ldrd r10, r9, [r2]\n\t"                                                                                   \
+    "vpst\n\t"                                                                                                 \
+    "vldrbt.u8 q0, [r10]\n\t"
+#define CSR_LOAD_PART_AGAIN                                                                                    \
+    "vpst\n\t"                                                                                                 \
+    "vldrbt.u8 q0, [r10]\n\t"
+#define CSR_NEXT                                                                                               \
+    "add r9, r10\n\t"                                                                                          \
+    "str r9, [r2], #8\n\t"
+#define CSR_RUN_TAPS(load, again, store)                                                                       \
+    CSR_RUN("ldr r3, [r11, #24]\n\t"                                                                           \
+            "vctp.8 r3\n\t"                                                                                    \
+            "ldrd r3, lr, [r11, #16]\n\t"                                                                      \
+            "mov r2, r0\n\t"                                                                                   \
+            "cmp r3, #0\n\t"                                                                                   \
+            "beq 3f\n"                                                                                         \
+            "2:\n\t" CSR_TWO(load, again, CSR_NEXT, CSR_NEXT) CSR_WIDEN "subs r3, #1\n\t"                      \
+            "bne 2b\n"                                                                                         \
+            "3:\n\t"                                                                                           \
+            "cmp lr, #0\n\t"                                                                                   \
+            "beq 5f\n"                                                                                         \
+            "4:\n\t" CSR_ONE(load, CSR_NEXT) CSR_WIDEN "subs lr, #1\n\t"                                       \
+            "bne 4b\n"                                                                                         \
+            "5:\n\t" CSR_LEFT CSR_FINISH(CSR_SELECT("vmin")) store "add r8, #16\n\t")
 
 /* `count` > 0 groups of any taps. */
 static __attribute__((noinline)) void groups_of_taps(const csr_groups *g, csr_tap *taps, int8_t *out, uint32_t count)
@@ -225,32 +255,26 @@ static __attribute__((noinline)) void groups_of_taps(const csr_groups *g, csr_ta
     register csr_tap *first __asm__("r0") = taps;
     register csr_tap *second __asm__("r2") = taps;
     register uint32_t third __asm__("r3") = 0;
-#define CSR_LOAD_TAP                                                                                           \
-    "ldrd r10, r9, [r2]\n\t"                                                                                   \
-    "vpst\n\t"                                                                                                 \
-    "vldrbt.u8 q0, [r10]\n\t"
-#define CSR_LOAD_AGAIN                                                                                         \
-    "vpst\n\t"                                                                                                 \
-    "vldrbt.u8 q0, [r10]\n\t"
-#define CSR_NEXT                                                                                               \
-    "add r9, r10\n\t"                                                                                          \
-    "str r9, [r2], #8\n\t"
-    CSR_RUN("ldr r3, [r11, #24]\n\t"
-            "vctp.8 r3\n\t"
-            "ldrd r3, lr, [r11, #16]\n\t"
-            "mov r2, r0\n\t"
-            "cmp r3, #0\n\t"
-            "beq 3f\n"
-            "2:\n\t" CSR_TWO(CSR_LOAD_TAP, CSR_LOAD_AGAIN, CSR_NEXT, CSR_NEXT) CSR_WIDEN "subs r3, #1\n\t"
-            "bne 2b\n"
-            "3:\n\t"
-            "cmp lr, #0\n\t"
-            "beq 5f\n"
-            "4:\n\t" CSR_ONE(CSR_LOAD_TAP, CSR_NEXT) CSR_WIDEN "subs lr, #1\n\t"
-            "bne 4b\n"
-            "5:\n\t" CSR_FINISH "vpst\n\t"
-            "vstrbt.8 q2, [r8]\n\t"
-            "add r8, #16\n\t");
+    CSR_RUN_TAPS(CSR_LOAD_TAP, CSR_LOAD_AGAIN, "vstrb.8 q2, [r8]\n\t");
+}
+
+/* One of fewer than 16 channels. */
+static __attribute__((noinline)) void part_of_taps(const csr_groups *g, csr_tap *taps, int8_t *out)
+{
+    const uint32_t count = 1;
+    register csr_tap *first __asm__("r0") = taps;
+    register csr_tap *second __asm__("r2") = taps;
+    register uint32_t third __asm__("r3") = 0;
+    CSR_RUN_TAPS(CSR_LOAD_PART, CSR_LOAD_PART_AGAIN, "vpst\n\tvstrbt.8 q2, [r8]\n\t");
+}
+
+static void last_group(const csr_groups *g, csr_tap *taps, int8_t *out)
+{
+    if (g->channels < CSR_GROUP) {
+        part_of_taps(g, taps, out);
+    } else {
+        groups_of_taps(g, taps, out, 1);
+    }
 }
 
 /* Weights in groups of 16 channels: a single group is filled up, the last of several begins earlier. Returns whether
@@ -294,7 +318,7 @@ static void border_pixel(const csr_call *call, const int8_t *from, csr_inside ro
     }
     if (call->rest) {
         list_taps(call->op->window, list, from + call->last, call->padding, rows, taps, 0);
-        groups_of_taps(&call->last_groups, list, out + call->last, 1);
+        last_group(&call->last_groups, list, out + call->last);
     }
 }
 
@@ -303,7 +327,8 @@ static void inner_pixels(const csr_call *call, const int8_t *from, int8_t *out, 
 {
     const csr_window *w = call->op->window;
     const int32_t whole = call->channels / CSR_GROUP, next = w->stride_width * w->in_pixel;
-    const int is_3x3 = whole && w->kernel_height == 3 && w->kernel_width == 3 && call->groups.pairs;
+    const int is_3x3 = whole && w->kernel_height == 3 && w->kernel_width == 3 && call->groups.pairs &&
+                       !call->groups.shifts_left;
     csr_tap list[CSR_MAX_TAPS];
     csr_inside rows, taps;
     rows.first = taps.first = 0;
@@ -322,7 +347,7 @@ static void inner_pixels(const csr_call *call, const int8_t *from, int8_t *out, 
             groups_of_taps(&call->groups, of_all, out, (uint32_t)whole);
         }
         if (call->rest) {
-            groups_of_taps(&call->last_groups, list, out + call->last, 1);
+            last_group(&call->last_groups, list, out + call->last);
         }
     }
 }
@@ -415,6 +440,7 @@ typedef struct {
     const csr_tap *list;
     uint32_t pairs, single; /* taps that are added two at a time, and whether there is one more */
     int32_t sums[4];        /* of sums_of_taps */
+    int32_t offset;         /* of the first group in what is listed */
 } csr_groups;
 
 /* r4, r5, r6 and r8 are the sums of four channels, r1 the weights, and the csr_groups begin at r7. */
@@ -476,28 +502,28 @@ typedef struct {
     "add r11, r7, #56\n\t"                                                                                     \
     "stm r11, {r4, r5, r6, r8}\n\t"
 #define CSR_LIST                                                                                               \
-    "1:\n\t" CSR_START "ldr r2, [r7, #44]\n\t"                                                                 \
+    "1:\n\t" CSR_START "ldr r0, [r7, #72]\n\t"                                                               \
+    "ldr r2, [r7, #44]\n\t"                                                                 \
     "ldr r3, [r7, #48]\n\t"                                                                                    \
     "cmp r3, #0\n\t"                                                                                           \
     "beq 3f\n"                                                                                                 \
     "2:\n\t"                                                                                                   \
-    "ldrd r11, r9, [r2]\n\t"                                                                                   \
-    "ldrd r12, r10, [r2, #8]\n\t"                                                                              \
-    "add lr, r11, r9\n\t"                                                                                      \
-    "ldr r9, [r11]\n\t"                                                                                        \
-    "str lr, [r2], #8\n\t"                                                                                     \
-    "add lr, r12, r10\n\t"                                                                                     \
-    "ldr r10, [r12]\n\t"                                                                                       \
-    "str lr, [r2], #8\n\t" CSR_TWO "subs r3, #1\n\t"                                                           \
+    "ldrd r11, r9, [r2], #8\n\t"                                                                               \
+    "ldrd r12, r10, [r2], #8\n\t"                                                                              \
+    "and r9, r0\n\t"                                                                                           \
+    "and r10, r0\n\t"                                                                                          \
+    "ldr r9, [r11, r9]\n\t"                                                                                    \
+    "ldr r10, [r12, r10]\n\t" CSR_TWO "subs r3, #1\n\t"                                                         \
     "bne 2b\n"                                                                                                 \
     "3:\n\t"                                                                                                   \
     "ldr r3, [r7, #52]\n\t"                                                                                    \
     "cmp r3, #0\n\t"                                                                                           \
     "beq 4f\n\t"                                                                                               \
-    "ldrd r12, r10, [r2]\n\t"                                                                                  \
-    "add lr, r12, r10\n\t"                                                                                     \
-    "ldr r11, [r12]\n\t"                                                                                       \
-    "str lr, [r2]\n\t" CSR_ONE "4:\n\t"
+    "ldrd r11, r9, [r2]\n\t"                                                                                   \
+    "and r9, r0\n\t"                                                                                           \
+    "ldr r11, [r11, r9]\n\t" CSR_ONE "4:\n\t"                                                                 \
+    "add r0, #4\n\t"                                                                                          \
+    "str r0, [r7, #72]\n\t"
 #define CSR_AGAIN                                                                                              \
     "ldr r9, [r7, #28]\n\t"                                                                                    \
     "subs r9, #1\n\t"                                                                                          \
@@ -588,15 +614,17 @@ static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, uint32_
     const csr_channel_quant *q = op->quant;
     const int32_t whole = w->channels & ~3;
     const uint32_t taps = (uint32_t)w->kernel_height * w->kernel_width;
+    const int32_t most_x = w->in_width - 1 - (w->kernel_width - 1) * w->dilation_width;
     int8_t padding[4];
     csr_tap list[CSR_MAX_TAPS];
     csr_groups all;
-    int shifts_right = 1;
+    int shifts_right = 1, is_3x3;
     int32_t oy, ox, c;
     memset(padding, q->in_zero, sizeof padding);
     for (c = 0; c < whole; c++) {
         shifts_right &= q->shift[c] < 0;
     }
+    is_3x3 = shifts_right && w->kernel_height == 3 && w->kernel_width == 3;
     all.bias = q->bias;
     all.multiplier = q->multiplier;
     all.shift = q->shift;
@@ -609,6 +637,7 @@ static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, uint32_
     all.list = list;
     all.pairs = taps / 2;
     all.single = taps & 1;
+    all.offset = 0;
     pair_weights(op, scratch);
     for (oy = 0; oy < w->out_height; oy++) {
         const int32_t y = oy * w->stride_height - w->pad_top;
@@ -617,14 +646,14 @@ static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, uint32_
         const int8_t *from = in + y * w->in_row + x * w->in_pixel;
         int8_t *to = out + oy * w->out_row;
         for (ox = 0; ox < w->out_width; ox++, to += w->out_pixel) {
-            const csr_inside columns = inside_of(x, w->kernel_width, w->dilation_width, w->in_width);
             csr_groups g = all;
             g.out = to;
             g.from = from;
-            if (shifts_right && rows.count == 3 && columns.count == 3 && taps == 9) {
+            if (is_3x3 && rows.count == 3 && x >= 0 && x <= most_x) {
                 groups_3x3(&g, scratch);
             } else {
-                list_taps(w, list, from, padding, rows, columns, 4);
+                const csr_inside columns = inside_of(x, w->kernel_width, w->dilation_width, w->in_width);
+                list_taps(w, list, from, padding, rows, columns, -1);
                 if (shifts_right) {
                     groups_of_taps(&g, scratch);
                 } else {
