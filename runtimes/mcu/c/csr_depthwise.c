@@ -64,7 +64,8 @@ typedef struct {
     int32_t step;
 } csr_tap;
 
-static __attribute__((noinline)) void put_taps(csr_tap *to, int32_t count, const int8_t *from, int32_t tap, int32_t step)
+static __attribute__((noinline)) void put_taps(csr_tap *to, int32_t count, const int8_t *from, int32_t tap,
+                                               int32_t step)
 {
     for (; count; count--, from += tap, to++) {
         to->from = from;
