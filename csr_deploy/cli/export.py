@@ -152,7 +152,7 @@ _RAM = typer.Option(
 )
 _SCRATCH = typer.Option(
     help="Share of the arena that may be added to make convolutions faster; 0 for the smallest arena.",
-    show_default="0.125",
+    show_default="0.11",
     rich_help_panel=_MCU,
 )
 _FUSE = typer.Option(

@@ -24,7 +24,7 @@ class McuOptions:
 
     prefix: str = "model"
     fuse_requantize: bool = False
-    scratch_share: float = 0.125
+    scratch_share: float = 0.11
     flash: int | None = None
     ram: int | None = None
 
@@ -40,7 +40,7 @@ class McuOptions:
                 fix="Use letters, digits and _.",
             )
         if not 0 <= self.scratch_share <= 10:
-            raise OptionError(f"the scratch share is {self.scratch_share}", fix="Give a share, 0.17 say.")
+            raise OptionError(f"the scratch share is {self.scratch_share}", fix="Give a share, 0.11 say.")
         for name in ("flash", "ram"):
             value = getattr(self, name)
             if value is not None and value < 1:
