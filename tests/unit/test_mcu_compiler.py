@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
+torch = pytest.importorskip("torch", reason="needs torch to read checkpoints")
+
+import flatbuffers  # noqa: E402
+from ai_edge_litert import schema_py_generated as schema  # noqa: E402
 
 from csr_deploy.artifact import read_artifact  # noqa: E402
 from csr_deploy.errors import ArtifactError, ExportError, OptionError  # noqa: E402
+from csr_deploy.export import Network  # noqa: E402
+from csr_deploy.exporters.base import WriteRequest  # noqa: E402
 from csr_deploy.exporters.mcu.compiler import Program, compile_tflite, optimise  # noqa: E402
 from csr_deploy.exporters.mcu.emit import KERNELS, model_header, model_source  # noqa: E402
 from csr_deploy.exporters.mcu.exporter import TfliteSource, export_tflite  # noqa: E402
@@ -20,7 +26,11 @@ from csr_deploy.exporters.mcu.ir import Model, Op, Tensor  # noqa: E402
 from csr_deploy.exporters.mcu.ops import KINDS  # noqa: E402
 from csr_deploy.exporters.mcu.options import McuOptions  # noqa: E402
 from csr_deploy.exporters.mcu.reader import read_tflite  # noqa: E402
+from csr_deploy.exporters.tflite import EXPORTER as TFLITE  # noqa: E402
+from csr_deploy.exporters.tflite import TfliteWriter  # noqa: E402
+from csr_deploy.quantize import QuantizeOptions, quantize  # noqa: E402
 from csr_deploy.runtimes.mcu.build import find_sources  # noqa: E402
+from csr_deploy.unroll.lowering import unroll  # noqa: E402
 from tests.mcu_host import WARNINGS, HostCompiler  # noqa: E402
 from tests.mcu_tflite import GraphBuilder, Spec, Value, one_op_model, run_tflm  # noqa: E402
 
@@ -319,3 +329,36 @@ def test_passes_keep_what_they_cannot_fold() -> None:
     out = graph.conv2d(padded, weights, [0.01, 0.01], None, (0.1, 0), padding="VALID")
     model = optimise(read_tflite(graph.build(out), "test"))
     assert [op.kind for op in model.ops] == ["PAD", "CONV_2D"]
+
+
+def test_a_dynamic_shape_is_refused() -> None:
+    graph = GraphBuilder()
+    x = graph.input((1, 4), (0.1, 0))
+    content = graph.build(graph.add(x, x, (0.1, 0)))
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model.subgraphs[0].tensors[x.index].shapeSignature = [-1, 4]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with pytest.raises(ExportError, match=r"dynamic shape \[-1, 4\]"):
+        _compile(bytes(builder.Output()))
+
+
+def test_a_malformed_file_is_refused() -> None:
+    content = bytearray(_network())
+    with pytest.raises(ExportError, match=r"test\.tflite"):
+        _compile(bytes(content[: len(content) // 2]))
+    content[0:4] = (len(content) + 64).to_bytes(4, "little")
+    with pytest.raises(ExportError, match=r"test\.tflite"):
+        _compile(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["resnet56-csr2", "fashion-resnet20-csr", "fashion-resnet20"])
+def test_the_arena_is_within_five_percent_of_what_is_live(name: str) -> None:
+    network = Network.from_checkpoint(Path(__file__).parents[2] / "demos" / "models" / f"{name}.pt")
+    graph = TFLITE.legalise(unroll(network.model, network.input_shape(1), "stepwise"))
+    batches = [torch.randn(network.input_shape(4), generator=torch.Generator().manual_seed(0))]
+    options = QuantizeOptions("min-max", False, 0)
+    quantized = quantize(graph, batches, network.preprocessing, options, TFLITE.scheme)
+    content, _ = TfliteWriter(WriteRequest(quantized.graph, quantized, 8, Path("x"), name)).write()
+    plan = compile_tflite(content, name).plan
+    assert plan.size <= 1.05 * plan.lower_bound
