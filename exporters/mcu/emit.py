@@ -10,7 +10,7 @@ from typing import Any
 from csr_deploy.exporters.mcu.compiler import ALIGNMENT, Program
 from csr_deploy.exporters.mcu.ir import Tensor
 from csr_deploy.exporters.mcu.layout import View
-from csr_deploy.exporters.mcu.lower import Call, Constant
+from csr_deploy.exporters.mcu.lower import Call, Constant, float_literal
 
 KERNELS = Path(__file__).resolve().parents[2] / "runtimes" / "mcu" / "c"
 """Hand-written kernels; `exporters` and `runtimes` are neighbours in the repository and in the package."""
@@ -35,12 +35,6 @@ def _literal(ctype: str, value: Any) -> str:
         return float_literal(float(value))
     # The most negative int32 has no literal of its own.
     return "(-2147483647 - 1)" if ctype == "int32_t" and value == -(1 << 31) else str(value)
-
-
-def float_literal(value: float) -> str:
-    """A C float that reads back exactly."""
-    text = f"{value:.9g}"
-    return (text if "." in text or "e" in text else f"{text}.0") + "f"
 
 
 def _constant(constant: Constant) -> list[str]:

@@ -384,3 +384,9 @@ def flash(constants: Mapping[Any, Constant]) -> tuple[int, int]:
     """Bytes of weights and of tables."""
     weights = sum(c.size for c in constants.values() if c.kind == "weight")
     return weights, sum(c.size for c in constants.values()) - weights
+
+
+def float_literal(value: float) -> str:
+    """A C float that reads back exactly."""
+    text = f"{value:.9g}"
+    return (text if "." in text or "e" in text else f"{text}.0") + "f"

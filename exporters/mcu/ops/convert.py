@@ -12,15 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
-from csr_deploy.exporters.mcu.lower import Lowering
+from csr_deploy.exporters.mcu.lower import Lowering, float_literal
 from csr_deploy.exporters.mcu.ops.base import Array, Kind, need_int8, refuse
 from csr_deploy.exporters.mcu.ops.tables import check_shapes, look_up, lower_table, requantised, table
-
-
-def float_literal(value: float) -> str:
-    """A C float that reads back exactly."""
-    text = f"{value:.9g}"
-    return (text if "." in text or "e" in text else f"{text}.0") + "f"
 
 
 def _content(op: Op, model: Model) -> Array:
