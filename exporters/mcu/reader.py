@@ -96,6 +96,9 @@ def _tensor(model: Any, graph: Any, index: int, content: bytes) -> Tensor:
     dtype = _DTYPES[tensor.type]
     shape = tuple(_ints(tensor.shape))
     signature = _ints(getattr(tensor, "shapeSignature", None))
+    # Converters leave the batch open in the signature and write 1 into the shape, which TFLite Micro goes by.
+    if signature and signature[0] == -1 and shape[:1] == (1,):
+        signature[0] = 1
     if any(s < 0 for s in (*shape, *signature)):
         raise ExportError(
             f"has the dynamic shape {signature or list(shape)}",

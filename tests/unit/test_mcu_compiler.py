@@ -331,16 +331,21 @@ def test_passes_keep_what_they_cannot_fold() -> None:
     assert [op.kind for op in model.ops] == ["PAD", "CONV_2D"]
 
 
-def test_a_dynamic_shape_is_refused() -> None:
+def _with_signature(signature: list[int]) -> bytes:
     graph = GraphBuilder()
     x = graph.input((1, 4), (0.1, 0))
     content = graph.build(graph.add(x, x, (0.1, 0)))
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    model.subgraphs[0].tensors[x.index].shapeSignature = [-1, 4]
+    model.subgraphs[0].tensors[x.index].shapeSignature = signature
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
-    with pytest.raises(ExportError, match=r"dynamic shape \[-1, 4\]"):
-        _compile(bytes(builder.Output()))
+    return bytes(builder.Output())
+
+
+def test_a_dynamic_shape_is_refused_and_an_open_batch_is_one() -> None:
+    with pytest.raises(ExportError, match=r"dynamic shape \[1, -1\]"):
+        _compile(_with_signature([1, -1]))
+    assert _compile(_with_signature([-1, 4])).input.shape == (1, 4)
 
 
 def test_a_malformed_file_is_refused() -> None:

@@ -48,11 +48,13 @@ void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch)
 {
     const uint32_t pixels = (uint32_t)op->input->out_height * op->input->out_width;
     const uint32_t kept = op->resident ? op->filters : 2;
+    const csr_window *const windows[2] = {op->input, op->recurrent};
+    const uint32_t tile = csr_conv_pixels(windows, 2, op->tile, kept, 2 * (uint32_t)op->filters);
     const int32_t row = op->input->out_row, pixel = op->input->out_pixel, width = op->input->out_width;
     int16_t *const v_bank = (int16_t *)scratch;
     int16_t *const u_bank = v_bank + csr_bank_size(op->input, kept);
     int8_t *const terms = (int8_t *)(u_bank + csr_bank_size(op->recurrent, kept));
-    const uint32_t area = (op->tile * (uint32_t)op->filters + 3) & ~UINT32_C(3);
+    const uint32_t area = (tile * (uint32_t)op->filters + 3) & ~UINT32_C(3);
     int8_t *const recurrent = terms + area;
     void *const columns = recurrent + area;
     csr_channel_quant v_quant, u_quant;
@@ -92,7 +94,7 @@ void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch)
             sink.index = 0;
         }
         while (left) {
-            const uint32_t count = left < op->tile ? left : op->tile;
+            const uint32_t count = left < tile ? left : tile;
             uint32_t i;
             left -= count;
             csr_conv_tile(&v, x, &from, count, sink, v_bank, columns);

@@ -4,7 +4,8 @@ void csr_conv2d_s8(const csr_conv *op, const int8_t *in, int8_t *out, void *scra
 {
     const csr_window *w = op->window;
     int16_t *const bank = (int16_t *)scratch;
-    int16_t *const columns = bank + csr_bank_size(w, op->resident ? op->filters : 2);
+    const uint32_t kept = op->resident ? op->filters : 2, tile = csr_conv_pixels(&w, 1, op->tile, kept, 0);
+    int16_t *const columns = bank + csr_bank_size(w, kept);
     csr_sink sink;
     csr_place place = {0, 0};
     uint32_t left = (uint32_t)w->out_height * w->out_width;
@@ -17,7 +18,7 @@ void csr_conv2d_s8(const csr_conv *op, const int8_t *in, int8_t *out, void *scra
         csr_bank_load(op, bank);
     }
     while (left) {
-        const uint32_t count = left < op->tile ? left : op->tile;
+        const uint32_t count = left < tile ? left : tile;
         csr_conv_tile(op, in, &place, count, sink, bank, columns);
         left -= count;
     }

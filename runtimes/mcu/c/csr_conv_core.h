@@ -2,6 +2,7 @@
 #ifndef CSR_CONV_CORE_H
 #define CSR_CONV_CORE_H
 
+#include "csr_math.h"
 #include "csr_mcu.h"
 
 #define CSR_MAX_TILE 16
@@ -27,6 +28,22 @@ static inline int32_t csr_bias_of(const csr_channel_quant *quant, uint32_t filte
 size_t csr_bank_size(const csr_window *window, uint32_t filters);
 /* Expands filters into a bank; does nothing on processors that read int8 weights. */
 void csr_bank_load(const csr_conv *conv, int16_t *bank);
+/* Pixels, a multiple of the planned `tile`, of which the scratch memory holds the columns of each of these `count`
+ * windows by turns and `term` bytes besides; it was planned for a bank of `filters` of each. */
+#if defined(CSR_MVE)
+uint32_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint32_t tile, uint32_t filters,
+                         uint32_t term);
+#else
+static inline uint32_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint32_t tile,
+                                       uint32_t filters, uint32_t term)
+{
+    (void)windows;
+    (void)count;
+    (void)filters;
+    (void)term;
+    return tile;
+}
+#endif
 /* Computes up to `count` pixels from `place` on, in raster order, and moves `place` behind them. */
 void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uint32_t count, csr_sink sink,
                    int16_t *bank, void *columns);

@@ -101,11 +101,105 @@ typedef struct {
                "strd r0, r2, [r12], #8\n\t"                                                                    \
                "strd r4, r6, [r12], #8\n\t")
 
-/* `count` blocks of three filters, then `other_count` of two. */
-CSR_RUN(two_pixels, "beq 4f\n" CSR_BLOCKS_3X2 "4:\n\t"
-                    "ldr r7, [sp, #20]\n\t"
-                    "cmp r7, #0\n\t"
-                    "beq 5f\n" CSR_BLOCKS_2X2 "5:\n\t")
+/* Brings sums of four filters in q0 to int8; q1…q4 are biases, multipliers, and shifts to the right and left. */
+#define CSR_REQUANTIZE                                                                                         \
+    "vadd.i32 q0, q0, q1\n\t"                                                                                  \
+    "vshl.s32 q0, q0, q4\n\t"                                                                                  \
+    "vqrdmulh.s32 q0, q0, q2\n\t"                                                                              \
+    "vand q5, q0, q3\n\t"                                                                                      \
+    "vshr.s32 q5, q5, #31\n\t"                                                                                 \
+    "vadd.i32 q0, q0, q5\n\t"                                                                                  \
+    "vrshl.s32 q0, q0, q3\n\t"                                                                                 \
+    "vadd.i32 q0, q0, r8\n\t"                                                                                  \
+    "vmax.s32 q0, q0, q6\n\t"                                                                                  \
+    "vmin.s32 q0, q0, q7\n\t"
+/* The sums of two pixels at r3, with the rest of csr_rounding in r0…r10 and the clamp in q6 and q7. */
+#define CSR_REQUANTIZE_2                                                                                       \
+    "dlstp.32 lr, r6\n"                                                                                        \
+    "8:\n\t"                                                                                                   \
+    "vldrb.s32 q4, [r2], #4\n\t"                                                                               \
+    "vldrw.u32 q1, [r0], #16\n\t"                                                                              \
+    "vldrw.u32 q2, [r1], #16\n\t"                                                                              \
+    "vldrw.u32 q0, [r3, #96]\n\t"                                                                              \
+    "vmov.i32 q5, #0\n\t"                                                                                      \
+    "vmin.s32 q3, q4, q5\n\t"                                                                                  \
+    "vmax.s32 q4, q4, q5\n\t" CSR_REQUANTIZE                                                                   \
+    "vstrb.32 q0, [r5], #4\n\t"                                                                                \
+    "vldrw.u32 q0, [r3], #16\n\t" CSR_REQUANTIZE                                                               \
+    "vstrb.32 q0, [r4], #4\n\t"                                                                                \
+    "letp lr, 8b\n\t"
+
+/* How the sums of a strip of filters become int8, in the order in which they are loaded. Of one pixel only where
+ * `second` is `first`, which is written last. */
+typedef struct {
+    const int32_t *bias;
+    const int32_t *multiplier; /* NULL: the sums are kept as they are */
+    const int8_t *shift;
+    const int32_t *sums;
+    int8_t *first, *second;
+    uint32_t count;
+    int32_t zero, low, high;
+} csr_rounding;
+
+/* Pairs of pixels that lie as far apart as the first two pairs do. */
+typedef struct {
+    csr_block block;
+    const int8_t *end; /* as r11 above */
+    int32_t *sums;
+    csr_rounding rounding;
+    uint32_t triples, pairs; /* blocks of three filters, then of two */
+    uint32_t pixels;         /* pairs, > 0 */
+    int32_t next_column;     /* from behind a pair's last vectors to the next one's first */
+    int32_t next_out;        /* from behind what was written of a pixel to that of the next pair */
+} csr_pairs;
+
+/* Multiplies and rounds; all of csr_pairs is on the stack meanwhile, as the sums need the registers. */
+static __attribute__((noinline)) void run_pairs(const csr_pairs *pairs)
+{
+    register const csr_pairs *from __asm__("r0") = pairs;
+    __asm__ volatile("push {r7}\n\t"
+                     "sub sp, #92\n\t"
+                     "mov r12, sp\n\t"
+                     "ldmia r0!, {r1, r2, r3, r4, r5, r6, r8, r9, r10, r11, lr}\n\t"
+                     "stmia r12!, {r1, r2, r3, r4, r5, r6, r8, r9, r10, r11, lr}\n\t"
+                     "ldmia r0!, {r1, r2, r3, r4, r5, r6, r8, r9, r10, r11, lr}\n\t"
+                     "stmia r12!, {r1, r2, r3, r4, r5, r6, r8, r9, r10, r11, lr}\n\t"
+                     "ldrd r0, r1, [sp, #60]\n\t"
+                     "vdup.32 q6, r0\n\t"
+                     "vdup.32 q7, r1\n"
+                     "6:\n\t"
+                     "ldrd r11, r12, [sp, #20]\n\t"
+                     "ldr r7, [sp, #68]\n\t"
+                     "cmp r7, #0\n\t"
+                     "beq 4f\n" CSR_BLOCKS_3X2 "4:\n\t"
+                     "ldr r7, [sp, #72]\n\t"
+                     "cmp r7, #0\n\t"
+                     "beq 5f\n" CSR_BLOCKS_2X2 "5:\n\t"
+                     "ldr r0, [sp, #80]\n\t"
+                     "add r1, r0\n\t"
+                     "add r3, r0\n\t"
+                     "str r1, [sp, #4]\n\t"
+                     "str r3, [sp, #12]\n\t"
+                     "add r7, sp, #28\n\t"
+                     "ldm r7, {r0, r1, r2, r3, r4, r5, r6, r8}\n\t"
+                     "cmp r1, #0\n\t"
+                     "beq 7f\n\t" CSR_REQUANTIZE_2 "ldr r0, [sp, #84]\n\t"
+                     "add r4, r0\n\t"
+                     "add r5, r0\n\t"
+                     "strd r4, r5, [sp, #44]\n"
+                     "7:\n\t"
+                     "ldr r7, [sp, #76]\n\t"
+                     "subs r7, #1\n\t"
+                     "str r7, [sp, #76]\n\t"
+                     "bne 6b\n\t"
+                     "add sp, #92\n\t"
+                     "pop {r7}\n\t"
+                     : "+r"(from)
+                     :
+                     : "r1", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "lr", "q0", "q1", "q2",
+                       "q3", "q4", "q5", "q6", "q7", "memory", "cc");
+}
+
 /* `count` > 0 blocks of four filters. */
 CSR_RUN(one_pixel, CSR_BLOCKS_4X1)
 
@@ -156,50 +250,24 @@ static inline void keep(const csr_channel_quant *q, uint32_t f, uint32_t count, 
     }
 }
 
-/* Brings the sums of two pixels to int8. Of one pixel only where `second` is `first`, which is written last. */
-static inline void requantize(const csr_channel_quant *q, uint32_t f, uint32_t count, const int32_t *of, int8_t *first,
-                              int8_t *second)
+/* Brings the sums of one pixel to int8. */
+static void requantize(const csr_rounding *rounding)
 {
-    register const int32_t *bias __asm__("r0") = q->bias + f;
-    register const int32_t *multiplier __asm__("r1") = q->multiplier + f;
-    register const int8_t *shift __asm__("r2") = q->shift + f;
-    register const int32_t *sums __asm__("r3") = of;
-    register int8_t *out __asm__("r4") = first + f;
-    register int8_t *other __asm__("r5") = second + f;
-    register uint32_t left __asm__("r6") = count;
-    register int32_t zero __asm__("r8") = q->out_zero;
-    register int32_t low __asm__("r9") = q->low;
-    register int32_t high __asm__("r10") = q->high;
-#define CSR_REQUANTIZE                                                                                         \
-    "vadd.i32 q0, q0, q1\n\t"                                                                                  \
-    "vshl.s32 q0, q0, q4\n\t"                                                                                  \
-    "vqrdmulh.s32 q0, q0, q2\n\t"                                                                              \
-    "vand q5, q0, q3\n\t"                                                                                      \
-    "vshr.s32 q5, q5, #31\n\t"                                                                                 \
-    "vadd.i32 q0, q0, q5\n\t"                                                                                  \
-    "vrshl.s32 q0, q0, q3\n\t"                                                                                 \
-    "vadd.i32 q0, q0, r8\n\t"                                                                                  \
-    "vmax.s32 q0, q0, q6\n\t"                                                                                  \
-    "vmin.s32 q0, q0, q7\n\t"
+    register const int32_t *bias __asm__("r0") = rounding->bias;
+    register const int32_t *multiplier __asm__("r1") = rounding->multiplier;
+    register const int8_t *shift __asm__("r2") = rounding->shift;
+    register const int32_t *sums __asm__("r3") = rounding->sums;
+    register int8_t *out __asm__("r4") = rounding->first;
+    register int8_t *other __asm__("r5") = rounding->second;
+    register uint32_t left __asm__("r6") = rounding->count;
+    register int32_t zero __asm__("r8") = rounding->zero;
+    register int32_t low __asm__("r9") = rounding->low;
+    register int32_t high __asm__("r10") = rounding->high;
     __asm__ volatile("vdup.32 q6, r9\n\t"
-                     "vdup.32 q7, r10\n\t"
-                     "dlstp.32 lr, r6\n"
-                     "1:\n\t"
-                     "vldrb.s32 q4, [r2], #4\n\t"
-                     "vldrw.u32 q1, [r0], #16\n\t"
-                     "vldrw.u32 q2, [r1], #16\n\t"
-                     "vldrw.u32 q0, [r3, #96]\n\t"
-                     "vmov.i32 q5, #0\n\t"
-                     "vmin.s32 q3, q4, q5\n\t"
-                     "vmax.s32 q4, q4, q5\n\t" CSR_REQUANTIZE
-                     "vstrb.32 q0, [r5], #4\n\t"
-                     "vldrw.u32 q0, [r3], #16\n\t" CSR_REQUANTIZE
-                     "vstrb.32 q0, [r4], #4\n\t"
-                     "letp lr, 1b\n"
+                     "vdup.32 q7, r10\n\t" CSR_REQUANTIZE_2
                      : "+r"(bias), "+r"(multiplier), "+r"(shift), "+r"(sums), "+r"(out), "+r"(other), "+r"(left)
                      : "r"(zero), "r"(low), "r"(high)
                      : "lr", "q0", "q1", "q2", "q3", "q4", "q5", "q6", "q7", "memory");
-#undef CSR_REQUANTIZE
 }
 
 /* What the columns of a tile have in common. */
@@ -422,11 +490,145 @@ static void row_of_columns(const csr_reader *r, int32_t y, int32_t x, const int8
     }
 }
 
+/* Rows of the picture under windows of 3 × 3 taps side by side. */
+typedef struct {
+    const int8_t *from[3]; /* the first window's first tap that is in the picture */
+    int32_t next[3];       /* from pixel to pixel */
+    uint32_t count;        /* 4 · (windows − 2) + 2 (the last tap is outside) + 1 (the first tap is) */
+    uint32_t zero;         /* a tap outside */
+} csr_rows;
+
+/* A pixel is the last tap of one window, the middle one of the next and the first of a third: it is loaded once
+ * and stored thrice. r0 is where it is a middle tap. Vectors longer than a tap are stored over the tap behind it,
+ * which is stored afterwards, but for a row's last tap. */
+#define CSR_FIRST_TAP(a, b, c)                                                                                 \
+    "vstrw.32 q0, [r0, #" a "]\n\t"                                                                            \
+    "vstrw.32 q1, [r0, #" b "]\n\t"                                                                            \
+    "vstrw.32 q2, [r0, #" c "]\n\t"
+#define CSR_LAST_TAP(predicates, t, a, b, c)                                                                   \
+    "vstrw.32 q2, [r0, #" c "]\n\t" predicates "vstrw" t ".32 q0, [r0, #" a "]\n\t"                           \
+    "vstrw" t ".32 q1, [r0, #" b "]\n\t"
+#define CSR_LOAD_ROWS(predicates, t)                                                                           \
+    predicates "vldrb" t ".u8 q0, [r1]\n\t"                                                                   \
+    "vldrb" t ".u8 q1, [r2]\n\t"                                                                              \
+    "vldrb" t ".u8 q2, [r3]\n\t"                                                                              \
+    "add r1, r4\n\t"                                                                                          \
+    "add r2, r5\n\t"                                                                                          \
+    "add r3, r6\n\t"
+#define CSR_LOAD_OUTSIDE                                                                                       \
+    "vdup.8 q0, r9\n\t"                                                                                      \
+    "vmov q1, q0\n\t"                                                                                         \
+    "vmov q2, q0\n\t"
+#define CSR_COLUMNS_3X3(name, channels, pitch, load, outside, first, middle, last)                             \
+    static __attribute__((noinline)) void name(const csr_rows *rows, int8_t *column)                           \
+    {                                                                                                          \
+        register int8_t *to __asm__("r0") = column + (channels) - (pitch);                                     \
+        register const int8_t *top __asm__("r1") = rows->from[0];                                              \
+        register const int8_t *centre __asm__("r2") = rows->from[1];                                           \
+        register const int8_t *bottom __asm__("r3") = rows->from[2];                                           \
+        register int32_t next_top __asm__("r4") = rows->next[0];                                               \
+        register int32_t next_centre __asm__("r5") = rows->next[1];                                            \
+        register int32_t next_bottom __asm__("r6") = rows->next[2];                                            \
+        register uint32_t count __asm__("r8") = rows->count;                                                   \
+        register uint32_t zero __asm__("r9") = rows->zero;                                                     \
+        __asm__ volatile("mov lr, #" #channels "\n\t"                                                          \
+                         "vctp.8 lr\n\t"                                                                       \
+                         "tst r8, #1\n\t"                                                                      \
+                         "bne 1f\n\t" load "b 2f\n"                                                            \
+                         "1:\n\t" outside "2:\n\t" first "add r0, #" #pitch "\n\t" load first middle \
+                         "add r0, #" #pitch "\n\t"                                                             \
+                         "lsr lr, r8, #2\n\t"                                                                  \
+                         "wls lr, lr, 4f\n"                                                                    \
+                         "3:\n\t" load first middle last "add r0, #" #pitch "\n\t"                            \
+                         "le lr, 3b\n"                                                                         \
+                         "4:\n\t" load middle last "add r0, #" #pitch "\n\t"                                  \
+                         "tst r8, #2\n\t"                                                                      \
+                         "bne 5f\n\t" load "b 6f\n"                                                            \
+                         "5:\n\t" outside "6:\n\t" last                                                       \
+                         : "+r"(to), "+r"(top), "+r"(centre), "+r"(bottom)                                     \
+                         : "r"(next_top), "r"(next_centre), "r"(next_bottom), "r"(count), "r"(zero)            \
+                         : "r10", "r11", "r12", "lr", "q0", "q1", "q2", "memory", "cc");                       \
+    }
+/* The same with words. */
+#define CSR_WORD_TAP(a, b, c)                                                                                  \
+    "str r10, [r0, #" a "]\n\t"                                                                                \
+    "str r11, [r0, #" b "]\n\t"                                                                                \
+    "str r12, [r0, #" c "]\n\t"
+#define CSR_WORD_ROWS                                                                                          \
+    "ldr r10, [r1]\n\t"                                                                                       \
+    "ldr r11, [r2]\n\t"                                                                                       \
+    "ldr r12, [r3]\n\t"                                                                                       \
+    "add r1, r4\n\t"                                                                                          \
+    "add r2, r5\n\t"                                                                                          \
+    "add r3, r6\n\t"
+#define CSR_WORD_OUTSIDE                                                                                       \
+    "mov r10, r9\n\t"                                                                                         \
+    "mov r11, r9\n\t"                                                                                         \
+    "mov r12, r9\n\t"
+CSR_COLUMNS_3X3(columns_of_4, 4, 48, CSR_WORD_ROWS, CSR_WORD_OUTSIDE, CSR_WORD_TAP("44", "56", "68"),
+                CSR_WORD_TAP("0", "12", "24"), CSR_WORD_TAP("-44", "-32", "-20"))
+CSR_COLUMNS_3X3(columns_of_8, 8, 80, CSR_LOAD_ROWS("vpsttt\n\t", "t"), CSR_LOAD_OUTSIDE, CSR_FIRST_TAP("72", "96", "120"),
+                CSR_FIRST_TAP("0", "24", "48"), CSR_LAST_TAP("vpstt\n\t", "t", "-72", "-48", "-24"))
+CSR_COLUMNS_3X3(columns_of_16, 16, 144, CSR_LOAD_ROWS("", ""), CSR_LOAD_OUTSIDE, CSR_FIRST_TAP("128", "176", "224"),
+                CSR_FIRST_TAP("0", "48", "96"), CSR_LAST_TAP("", "", "-128", "-80", "-32"))
+
+/* As row_of_columns for windows of 3 × 3 neighbouring taps of 4, 8 or 16 channels, `count` > 1 of them. */
+static void row_of_3x3(const csr_reader *r, int32_t y, int32_t x, const int8_t *from, int8_t *to, uint32_t count)
+{
+    const csr_window *w = r->window;
+    int8_t outside[16];
+    csr_rows rows;
+    int32_t i;
+    rows.count = 4 * (count - 2) + (x + (int32_t)count + 2 > w->in_width ? 2 : 0) + (x < 0 ? 1 : 0);
+    rows.zero = UINT32_C(0x01010101) * (uint8_t)r->zero;
+    if (x < 0) {
+        from += r->tap;
+    }
+    for (i = 0; i < 3; i++, y += w->dilation_height, from += r->row) {
+        if (y >= 0 && y < w->in_height) {
+            rows.from[i] = from;
+            rows.next[i] = r->tap;
+        } else {
+            fill(outside, r->zero, sizeof outside);
+            rows.from[i] = outside;
+            rows.next[i] = 0;
+        }
+    }
+    if (r->channels == 4) {
+        columns_of_4(&rows, to);
+    } else if (r->channels == 8) {
+        columns_of_8(&rows, to);
+    } else {
+        columns_of_16(&rows, to);
+    }
+}
+
 size_t csr_bank_size(const csr_window *window, uint32_t filters)
 {
     (void)window;
     (void)filters;
     return 0;
+}
+
+/* What exporters/mcu/scratch.py plans is as much as a bank and columns of int16 take. */
+uint32_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint32_t tile, uint32_t filters,
+                         uint32_t term)
+{
+    uint32_t bytes = 0, columns = 0, column = 0, i, pixels;
+    for (i = 0; i < count; i++) {
+        const csr_window *w = windows[i];
+        const uint32_t taps = (uint32_t)w->kernel_height * w->kernel_width;
+        const uint32_t groups = taps * ((w->channels + 3u) / 4), whole = (taps * w->channels + 15) & ~UINT32_C(15);
+        const uint32_t words = groups * 8 * tile, vectors = 4 * whole + 16;
+        bytes += groups * 16 * ((filters + 1) / 2);
+        columns = words > columns ? words : columns;
+        columns = vectors > columns ? vectors : columns;
+        column = whole > column ? whole : column;
+    }
+    /* 16 for what is read behind the last column, 8 for terms that are filled up to whole words. */
+    bytes += columns + term * tile;
+    pixels = bytes < 24 ? 0 : (bytes - 24) / (column + term) / tile * tile;
+    return pixels < tile ? tile : pixels;
 }
 
 void csr_bank_load(const csr_conv *conv, int16_t *bank)
@@ -444,57 +646,92 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
     const uint32_t size = w->kernel_height * reader.width, whole = (size + 15) & ~UINT32_C(15);
     /* Short columns lie close together: scratch memory has no room for whole vectors of them. */
     const uint32_t pitch = size < 16 ? size : whole;
+    const int neighbours = (w->channels == 4 || w->channels == 8 || w->channels == 16) && w->kernel_height == 3 &&
+                           w->kernel_width == 3 && w->stride_width == 1 && w->dilation_width == 1;
+    const uint32_t width = w->out_width;
+    const int32_t step = sink.pixel + sink.index;
+    const uint32_t start = (uint32_t)place->x;
+    /* Pixels whose outputs are as far apart as the first two are: up to the end of the row, or all. */
+    const int even = sink.row == (int32_t)width * sink.pixel;
+    int8_t *const out = sink.base + place->y * sink.row + place->x * sink.pixel;
+    const int32_t turn = sink.row - (int32_t)width * sink.pixel;
     const int8_t *filters = conv->weights;
     int8_t *to = (int8_t *)columns;
-    int8_t *outs[CSR_MAX_TILE + 1];
+    int32_t sums[2 * CSR_STRIP];
+    csr_pairs pairs;
     uint32_t i = 0, f;
     csr_strip strip;
-    csr_block block;
     (void)bank;
     reader.pitch = pitch;
     while (i < count) {
-        /* Up to the end of the row. */
-        const uint32_t left = (uint32_t)(w->out_width - place->x), end = count - i < left ? count : i + left;
+        const uint32_t left = width - (uint32_t)place->x, run = count - i < left ? count - i : left;
         const int32_t y = place->y * w->stride_height - w->pad_top;
         const int32_t x = place->x * w->stride_width - w->pad_left;
-        int8_t *out = sink.base + place->y * sink.row + place->x * sink.pixel + (int32_t)i * sink.index;
-        row_of_columns(&reader, y, x, in + y * w->in_row + x * w->in_pixel, to, end - i);
-        to += (end - i) * pitch;
-        place->x += (int32_t)(end - i);
+        const int8_t *from = in + y * w->in_row + x * w->in_pixel;
+        if (neighbours && run > 1 && x >= -1 && x + (int32_t)run + 1 <= w->in_width) {
+            row_of_3x3(&reader, y, x, from, to, run);
+        } else {
+            row_of_columns(&reader, y, x, from, to, run);
+        }
+        to += run * pitch;
+        i += run;
+        place->x += (int32_t)run;
         if (place->x == w->out_width) {
             place->x = 0;
             place->y++;
         }
-        for (; i < end; i++, out += sink.pixel + sink.index) {
-            outs[i] = out;
-        }
     }
-    block.size = size;
-    block.back = (int32_t)size - (int32_t)whole;
-    block.rest = size < 16 ? 0 : size - 16;
+    pairs.block.size = size;
+    pairs.block.back = (int32_t)size - (int32_t)whole;
+    pairs.block.rest = size < 16 ? 0 : size - 16;
+    pairs.sums = sums;
+    pairs.next_column = (int32_t)(2 * pitch) - (int32_t)whole;
+    pairs.rounding.sums = sums;
+    pairs.rounding.zero = q->out_zero;
+    pairs.rounding.low = q->low;
+    pairs.rounding.high = q->high;
     for (f = 0; f < conv->filters; f += strip.count, filters += strip.count * size) {
+        int8_t *first = out + f;
+        uint32_t x = start, pixels;
         strip = strip_of(conv->filters - f);
-        block.columns = (int8_t *)columns;
-        for (i = 0; i < count; i++) {
-            int32_t sums[2 * CSR_STRIP];
-            int8_t *const out = outs[i];
-            const uint32_t first = i;
-            block.other = block.columns + pitch;
-            if (i + 1 == count || strip.count == 1) {
-                one_by_one(&block, filters, strip, sums);
-                block.columns = block.other;
-            } else {
-                two_pixels(&block, filters, strip.triples, strip.pairs, sums);
-                block.columns = block.other + pitch;
-                i++;
-            }
-            if (sink.sums) {
-                keep(q, f, strip.count, sums, sink.sums + first * conv->filters);
-                if (i > first) {
-                    keep(q, f, strip.count, sums + CSR_STRIP, sink.sums + i * conv->filters);
+        pairs.block.columns = (int8_t *)columns;
+        pairs.end = filters - pairs.block.back;
+        pairs.triples = strip.triples;
+        pairs.pairs = strip.pairs;
+        pairs.next_out = 2 * step - (int32_t)((strip.count + 3) & ~UINT32_C(3));
+        pairs.rounding.bias = q->bias + f;
+        pairs.rounding.multiplier = sink.sums ? NULL : q->multiplier + f;
+        pairs.rounding.shift = q->shift + f;
+        pairs.rounding.count = strip.count;
+        for (i = 0; i < count; i += pixels) {
+            const uint32_t left = count - i;
+            const uint32_t run = even || left < width - x ? left : width - x;
+            pairs.rounding.first = first;
+            if (left == 1 || strip.count == 1) {
+                pixels = 1;
+                pairs.rounding.second = first;
+                one_by_one(&pairs.block, filters, strip, sums);
+                if (!sink.sums) {
+                    requantize(&pairs.rounding);
                 }
             } else {
-                requantize(q, f, strip.count, sums, out, outs[i]);
+                /* A row's last pixel goes with the next row's first. */
+                pixels = sink.sums || run == 1 ? 2 : run & ~UINT32_C(1);
+                pairs.rounding.second = first + step + (run == 1 ? turn : 0);
+                pairs.block.other = pairs.block.columns + pitch;
+                pairs.pixels = pixels / 2;
+                run_pairs(&pairs);
+            }
+            if (sink.sums) {
+                keep(q, f, strip.count, sums, sink.sums + i * conv->filters);
+                if (pixels == 2) {
+                    keep(q, f, strip.count, sums + CSR_STRIP, sink.sums + (i + 1) * conv->filters);
+                }
+            }
+            pairs.block.columns += pixels * pitch;
+            first += (int32_t)pixels * step;
+            for (x += pixels; x >= width; x -= width) {
+                first += turn;
             }
         }
     }
