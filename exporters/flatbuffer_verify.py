@@ -151,6 +151,8 @@ _SCALARS = {
     }.items()
 }  # fmt: skip
 _U16, _I32, _U32 = struct.Struct("<H"), _SCALARS["i32"], _SCALARS["u32"]
+_ALIGNMENT = 4
+"""Of numbers: files whose 64-bit vectors lie at multiples of 4 are about, and every reader takes them."""
 
 _BITS = (32, 16, 32, 8, 64, 0, 8, 16, 64, 8, 64, 128, 64, 0, 0, 32, 16, 4, 16, 2, 4, 8, 8)
 """Bits an element by TensorType; 0 where a value has no fixed size (strings, resources, variants)."""
@@ -302,7 +304,7 @@ class _Structure:
             self._path.append(f".{field.name}")
             if offset + field.size > extent:
                 self._stop(f"ends outside its table: at byte {offset + field.size} of {extent}")
-            if at % field.size:
+            if at % min(field.size, _ALIGNMENT):
                 self._stop(f"is not aligned: it lies at byte {at}, which is no multiple of {field.size}")
             record[field.name] = field.read(self, field, at, record)
             self._path.pop()
@@ -325,7 +327,7 @@ class _Structure:
         end = start + count * size
         if end > len(self.content):
             self._stop(f"its {count} elements end outside the file: at byte {end} of {len(self.content)}")
-        if count and start % size:
+        if count and start % min(size, _ALIGNMENT):
             self._stop(f"is not aligned: it starts at byte {start}, which is no multiple of {size}")
         self._claim(position, 4 + count * size)
         return _Vector(start, count)

@@ -88,8 +88,9 @@ def _spec(tensor: Tensor, name: str) -> TensorSpec:
     q = None if tensor.scales is None else Quantization(float(tensor.scale), tensor.zero_point)
     if name == "logits":
         return TensorSpec(name, (1, math.prod(shape)), tensor.dtype, "NC", q)
-    if len(shape) != 4:
-        shape = (1, 1, math.prod(shape), 1) if len(shape) < 3 else (1, *shape[1:3], math.prod(shape[3:]))
+    if len(shape) != 4 or shape[0] != 1 or shape[3] not in (1, 3):
+        # No picture: a row of values.
+        shape = (1, 1, math.prod(shape), 1)
     return TensorSpec(name, shape, tensor.dtype, "NHWC", q)
 
 
@@ -203,8 +204,6 @@ def export_tflite(
 def _plain_preprocessing(spec: TensorSpec) -> Preprocessing:
     """Pixels become the integers of the input's type in order, whatever their scale."""
     _, height, width, channels = spec.shape
-    if channels not in (1, 3):
-        height, width, channels = 1, height * width * channels, 1
     q = spec.quantization
     if q is None:
         return Preprocessing(height, width, (0.0,) * channels, (1.0,) * channels)

@@ -304,6 +304,21 @@ int main(void)
     assert subprocess.run([binary], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("bias", [-(1 << 31) + 4000, -(1 << 30) - 7, 1 << 30, (1 << 31) - 5000])
+@pytest.mark.parametrize("scale", [1e-9, 3e-10, 1e-11])
+def test_a_bias_of_a_channel_without_weights_may_be_huge(host: HostCompiler, bias: int, scale: float) -> None:
+    graph = GraphBuilder()
+    x = graph.input((1, 8), (0.1, -3))
+    weights = np.zeros((3, 8), np.int8)
+    weights[0], weights[1, 2] = np.arange(8) - 4, 5
+    biases = np.array([17, bias, bias], np.int32)
+    out = graph.fully_connected(x, weights, [0.01, scale, scale], biases, (0.05, 9), activation="RELU")
+    content = graph.build(out)
+    inputs = np.random.default_rng(0).integers(-128, 128, (6, 1, 8)).astype(np.int8)
+    expected = [out.reshape(-1) for out in run_tflm(content, *inputs)]
+    assert np.array_equal(host.run(_compile(content), inputs), expected)
+
+
 def test_an_accumulator_that_may_overflow_is_refused() -> None:
     features = 40_000
     graph = GraphBuilder()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csr_deploy.errors import ExportError
-from csr_deploy.exporters.mcu.arithmetic import quantize_multiplier
+from csr_deploy.exporters.mcu.arithmetic import multiply, quantize_multiplier
 from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
 
 if TYPE_CHECKING:
@@ -139,18 +139,60 @@ def channel_quant(
         if bias.data is None or bias.dtype != "int32" or bias.data.size != count:
             raise refuse(op, f"has a {bias.dtype} bias of shape {list(bias.shape)}", bias.name)
         start = bias.data.reshape(-1).astype(np.int64)
-    folded = start - x.zero_point * sums
     multiplier = np.array([m for m, _ in pairs], np.int64)
     shift = np.array([s for _, s in pairs], np.int64)
-    bound = (np.abs(start) + 255 * np.abs(values).sum(axis=others) + np.abs(folded)) << np.maximum(shift, 0)
-    if bound.max(initial=0) >= 1 << 30:
-        raise refuse(
-            op,
-            f"may sum up to {int(bound.max()):,} in its accumulator, beyond 30 bits",
-            weights.name,
-            "Use smaller kernels, or a coarser scale of the weights.",
-        )
+    reach = 255 * np.abs(values).sum(axis=others)
+    bound = (np.abs(start) + reach) << np.maximum(shift, 0)
+    for channel in np.flatnonzero(bound >= _LARGEST):
+        ends = start[channel] + np.array([-reach[channel], reach[channel]])
+        made = _constant_channel(op, out, ends, int(multiplier[channel]), int(shift[channel]))
+        if made is None:
+            raise refuse(
+                op,
+                f"may sum up to {int(bound.max()):,} in its accumulator, beyond 30 bits",
+                weights.name,
+                "Use smaller kernels, or a coarser scale of the weights.",
+            )
+        start[channel], multiplier[channel], shift[channel] = made
+    folded = start - x.zero_point * sums
     return ChannelQuant(folded.astype(np.int32), multiplier.astype(np.int32), shift.astype(np.int8))
+
+
+_LARGEST = 1 << 30
+"""Kernels double an accumulator in 32 bits."""
+
+
+def _constant_channel(
+    op: Op, out: Tensor, ends: Array, multiplier: int, shift: int
+) -> tuple[int, int, int] | None:
+    """A smaller bias with its factors for a channel whose bias is so large that its output never changes.
+
+    Converters write such biases, up to the largest int32, for channels that training left without weights.
+
+    Args:
+        op: Gives the clamp.
+        out: Gives the zero point.
+        ends: Smallest and largest accumulator.
+        multiplier: Of the channel.
+        shift: Of the channel.
+    """
+    reach = int(ends[1] - ends[0]) // 2
+    if shift > 0 or ends[0] < -(1 << 31) or ends[1] >= 1 << 31 or reach >= _LARGEST // 2:
+        return None
+
+    def results(at: Array, by: int, left: int) -> Array:
+        return clipped(multiply(at, by, left) + out.zero_point, op)
+
+    constant = results(ends, multiplier, shift)
+    if constant[0] != constant[1]:
+        return None
+    bias = int(ends[0]) + reach
+    for k in (1, 2):
+        halved = (bias >> k, multiplier, shift + k)
+        if shift + k <= 0 and (results(halved[0] + np.array([-reach, reach]), *halved[1:]) == constant).all():
+            return halved
+    # Nothing at all is added to the zero point.
+    return (0, 0, shift) if (results(np.zeros(2, np.int64), 0, shift) == constant).all() else None
 
 
 def geometry(

@@ -8,6 +8,7 @@ from csr_deploy.errors import ExportError
 from csr_deploy.exporters.mcu.ir import Model, Op, rebuild
 from csr_deploy.exporters.mcu.ops import KINDS
 from csr_deploy.exporters.mcu.ops.moves import split_ops
+from csr_deploy.exporters.mcu.passes.drop_shapes import drop_shapes
 
 _SPLITS = ("SPLIT", "SPLIT_V")
 
@@ -18,6 +19,7 @@ def normalise(model: Model) -> Model:
     Raises:
         ExportError: Naming the first operation that has no kernel, its index and its output tensor.
     """
+    model = drop_shapes(model)
     ops: list[Op] = []
     for op in model.ops:
         if op.kind in _SPLITS:
