@@ -44,7 +44,8 @@ MOST = {
         "depthwise3x3-16": 4.5, "depthwise3x3-64": 4.15, "add": 18.0,
     },
     "cortex-m55": {
-        "conv3x3-16-16": 0.25, "conv3x3-8-8": 0.45, "conv3x3-64-64": 0.17, "conv1x1-64-64": 0.3,
+        "conv3x3-16-16": 0.2, "conv3x3-8-8": 0.33, "conv3x3-8-8-of-32": 0.33, "conv3x3-16-16-of-64": 0.21,
+        "conv3x3-64-64": 0.15, "conv1x1-64-64": 0.25,
         "depthwise3x3-16": 1.7, "depthwise3x3-64": 1.4, "add": 5.0, "mul": 4.0, "table": 0.3, "affine": 4.5,
     },
 }  # fmt: skip

@@ -49,7 +49,7 @@ void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch)
     const uint32_t pixels = (uint32_t)op->input->out_height * op->input->out_width;
     const uint32_t kept = op->resident ? op->filters : 2;
     const csr_window *const windows[2] = {op->input, op->recurrent};
-    const uint32_t tile = csr_conv_pixels(windows, 2, op->tile, kept, 2 * (uint32_t)op->filters);
+    const uint8_t tile = csr_conv_pixels(windows, 2, op->tile, kept, 2 * (uint32_t)op->filters);
     const int32_t row = op->input->out_row, pixel = op->input->out_pixel, width = op->input->out_width;
     int16_t *const v_bank = (int16_t *)scratch;
     int16_t *const u_bank = v_bank + csr_bank_size(op->input, kept);
@@ -71,7 +71,7 @@ void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch)
     u.weights = op->u;
     u.quant = &u_quant;
     v.filters = u.filters = op->filters;
-    v.tile = u.tile = op->tile;
+    v.tile = u.tile = tile;
     v.resident = u.resident = op->resident;
     if (op->resident) {
         csr_bank_load(&v, v_bank);
@@ -94,7 +94,7 @@ void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch)
             sink.index = 0;
         }
         while (left) {
-            const uint32_t count = left < tile ? left : tile;
+            const uint32_t count = left < v.tile ? left : v.tile;
             uint32_t i;
             left -= count;
             csr_conv_tile(&v, x, &from, count, sink, v_bank, columns);

@@ -4,7 +4,8 @@ void csr_conv2d_s8(const csr_conv *op, const int8_t *in, int8_t *out, void *scra
 {
     const csr_window *w = op->window;
     int16_t *const bank = (int16_t *)scratch;
-    const uint32_t kept = op->resident ? op->filters : 2, tile = csr_conv_pixels(&w, 1, op->tile, kept, 0);
+    const uint32_t kept = op->resident ? op->filters : 2;
+    const uint8_t tile = csr_conv_pixels(&w, 1, op->tile, kept, 0);
     int16_t *const columns = bank + csr_bank_size(w, kept);
     csr_sink sink;
     csr_place place = {0, 0};

@@ -31,11 +31,11 @@ void csr_bank_load(const csr_conv *conv, int16_t *bank);
 /* Pixels, a multiple of the planned `tile`, of which the scratch memory holds the columns of each of these `count`
  * windows by turns and `term` bytes besides; it was planned for a bank of `filters` of each. */
 #if defined(CSR_MVE)
-uint32_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint32_t tile, uint32_t filters,
-                         uint32_t term);
+uint8_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint8_t tile, uint32_t filters,
+                        uint32_t term);
 #else
-static inline uint32_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint32_t tile,
-                                       uint32_t filters, uint32_t term)
+static inline uint8_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint8_t tile,
+                                      uint32_t filters, uint32_t term)
 {
     (void)windows;
     (void)count;

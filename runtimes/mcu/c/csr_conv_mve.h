@@ -251,7 +251,7 @@ static inline void keep(const csr_channel_quant *q, uint32_t f, uint32_t count, 
 }
 
 /* Brings the sums of one pixel to int8. */
-static void requantize(const csr_rounding *rounding)
+static __attribute__((noinline)) void requantize(const csr_rounding *rounding)
 {
     register const int32_t *bias __asm__("r0") = rounding->bias;
     register const int32_t *multiplier __asm__("r1") = rounding->multiplier;
@@ -460,7 +460,8 @@ static void copy_columns(const csr_reader *r, int8_t *to, const int8_t *from, cs
 }
 
 /* The columns of `count` pixels from (y, x) on in one row; the first one's window begins at `from`. */
-static void row_of_columns(const csr_reader *r, int32_t y, int32_t x, const int8_t *from, int8_t *to, uint32_t count)
+static __attribute__((noinline)) void row_of_columns(const csr_reader *r, int32_t y, int32_t x, const int8_t *from,
+                                                     int8_t *to, uint32_t count)
 {
     const csr_window *w = r->window;
     const int32_t most_x = w->in_width - 1 - (w->kernel_width - 1) * w->dilation_width;
@@ -573,7 +574,8 @@ CSR_COLUMNS_3X3(columns_of_16, 16, 144, CSR_LOAD_ROWS("", ""), CSR_LOAD_OUTSIDE,
                 CSR_FIRST_TAP("0", "48", "96"), CSR_LAST_TAP("", "", "-128", "-80", "-32"))
 
 /* As row_of_columns for windows of 3 × 3 neighbouring taps of 4, 8 or 16 channels, `count` > 1 of them. */
-static void row_of_3x3(const csr_reader *r, int32_t y, int32_t x, const int8_t *from, int8_t *to, uint32_t count)
+static __attribute__((noinline)) void row_of_3x3(const csr_reader *r, int32_t y, int32_t x, const int8_t *from,
+                                                 int8_t *to, uint32_t count)
 {
     const csr_window *w = r->window;
     int8_t outside[16];
@@ -611,8 +613,8 @@ size_t csr_bank_size(const csr_window *window, uint32_t filters)
 }
 
 /* What exporters/mcu/scratch.py plans is as much as a bank and columns of int16 take. */
-uint32_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint32_t tile, uint32_t filters,
-                         uint32_t term)
+uint8_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint8_t tile, uint32_t filters,
+                        uint32_t term)
 {
     uint32_t bytes = 0, columns = 0, column = 0, i, pixels;
     for (i = 0; i < count; i++) {
@@ -627,8 +629,9 @@ uint32_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint3
     }
     /* 16 for what is read behind the last column, 8 for terms that are filled up to whole words. */
     bytes += columns + term * tile;
-    pixels = bytes < 24 ? 0 : (bytes - 24) / (column + term) / tile * tile;
-    return pixels < tile ? tile : pixels;
+    pixels = bytes < 24 ? 0 : (bytes - 24) / (column + term);
+    pixels = (pixels < UINT8_MAX ? pixels : UINT8_MAX) / tile * tile;
+    return pixels < tile ? tile : (uint8_t)pixels;
 }
 
 void csr_bank_load(const csr_conv *conv, int16_t *bank)
@@ -637,34 +640,17 @@ void csr_bank_load(const csr_conv *conv, int16_t *bank)
     (void)bank;
 }
 
-void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uint32_t count, csr_sink sink,
-                   int16_t *bank, void *columns)
+/* The columns of a tile; moves `place` behind it. */
+static __attribute__((noinline)) void load_columns(const csr_conv *conv, const int8_t *in, csr_place *place,
+                                                   uint32_t count, uint32_t pitch, int8_t *to)
 {
     const csr_window *w = conv->window;
-    const csr_channel_quant *q = conv->quant;
-    csr_reader reader = reader_of(w, q->in_zero);
-    const uint32_t size = w->kernel_height * reader.width, whole = (size + 15) & ~UINT32_C(15);
-    /* Short columns lie close together: scratch memory has no room for whole vectors of them. */
-    const uint32_t pitch = size < 16 ? size : whole;
+    csr_reader reader = reader_of(w, conv->quant->in_zero);
     const int neighbours = (w->channels == 4 || w->channels == 8 || w->channels == 16) && w->kernel_height == 3 &&
                            w->kernel_width == 3 && w->stride_width == 1 && w->dilation_width == 1;
-    const uint32_t width = w->out_width;
-    const int32_t step = sink.pixel + sink.index;
-    const uint32_t start = (uint32_t)place->x;
-    /* Pixels whose outputs are as far apart as the first two are: up to the end of the row, or all. */
-    const int even = sink.row == (int32_t)width * sink.pixel;
-    int8_t *const out = sink.base + place->y * sink.row + place->x * sink.pixel;
-    const int32_t turn = sink.row - (int32_t)width * sink.pixel;
-    const int8_t *filters = conv->weights;
-    int8_t *to = (int8_t *)columns;
-    int32_t sums[2 * CSR_STRIP];
-    csr_pairs pairs;
-    uint32_t i = 0, f;
-    csr_strip strip;
-    (void)bank;
     reader.pitch = pitch;
-    while (i < count) {
-        const uint32_t left = width - (uint32_t)place->x, run = count - i < left ? count - i : left;
+    while (count) {
+        const uint32_t left = (uint32_t)(w->out_width - place->x), run = count < left ? count : left;
         const int32_t y = place->y * w->stride_height - w->pad_top;
         const int32_t x = place->x * w->stride_width - w->pad_left;
         const int8_t *from = in + y * w->in_row + x * w->in_pixel;
@@ -674,13 +660,36 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
             row_of_columns(&reader, y, x, from, to, run);
         }
         to += run * pitch;
-        i += run;
+        count -= run;
         place->x += (int32_t)run;
         if (place->x == w->out_width) {
             place->x = 0;
             place->y++;
         }
     }
+}
+
+void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uint32_t count, csr_sink sink,
+                   int16_t *bank, void *columns)
+{
+    const csr_window *w = conv->window;
+    const csr_channel_quant *q = conv->quant;
+    const uint32_t size = (uint32_t)w->kernel_height * w->kernel_width * w->channels;
+    const uint32_t whole = (size + 15) & ~UINT32_C(15);
+    /* Short columns lie close together: scratch memory has no room for whole vectors of them. */
+    const uint32_t pitch = size < 16 ? size : whole;
+    const uint32_t width = w->out_width, start = (uint32_t)place->x;
+    const int32_t step = sink.pixel + sink.index;
+    /* From behind a row's last pixel to the next row's first; where that is nothing, all pixels are as far apart. */
+    const int32_t turn = sink.row - (int32_t)width * sink.pixel;
+    int8_t *const out = sink.base + place->y * sink.row + place->x * sink.pixel;
+    const int8_t *filters = conv->weights;
+    int32_t sums[2 * CSR_STRIP];
+    csr_pairs pairs;
+    uint32_t i, f;
+    csr_strip strip;
+    (void)bank;
+    load_columns(conv, in, place, count, pitch, (int8_t *)columns);
     pairs.block.size = size;
     pairs.block.back = (int32_t)size - (int32_t)whole;
     pairs.block.rest = size < 16 ? 0 : size - 16;
@@ -705,7 +714,7 @@ void csr_conv_tile(const csr_conv *conv, const int8_t *in, csr_place *place, uin
         pairs.rounding.count = strip.count;
         for (i = 0; i < count; i += pixels) {
             const uint32_t left = count - i;
-            const uint32_t run = even || left < width - x ? left : width - x;
+            const uint32_t run = !turn || left < width - x ? left : width - x;
             pairs.rounding.first = first;
             if (left == 1 || strip.count == 1) {
                 pixels = 1;
