@@ -612,7 +612,7 @@ size_t csr_bank_size(const csr_window *window, uint32_t filters)
     return 0;
 }
 
-/* What exporters/mcu/scratch.py plans is as much as a bank and columns of int16 take. */
+/* What the compiler plans is as much as a bank and columns of int16 take. */
 uint8_t csr_conv_pixels(const csr_window *const *windows, uint32_t count, uint8_t tile, uint32_t filters,
                         uint32_t term)
 {
