@@ -57,12 +57,6 @@ static inline int32_t csr_round_shift(int32_t x, csr_round r)
     return (x + ((x >> 31) & r.sign) + r.half) >> r.right;
 }
 
-/* Half and sign follow from a constant shift, so that nothing has to be kept in registers. */
-static inline int32_t csr_round_shift_by(int32_t x, int32_t right)
-{
-    return csr_round_shift(x, csr_round_by(right));
-}
-
 static inline int32_t csr_clamp(int32_t x, int32_t low, int32_t high)
 {
     x = x < low ? low : x;
@@ -117,21 +111,5 @@ static inline int32_t csr_requantize(int32_t acc, csr_requant r)
 {
     return csr_round_shift(csr_doubling_high((int32_t)((uint32_t)acc << r.left), r.multiplier), r.round);
 }
-
-#if defined(CSR_MVE)
-/* csr_round_shift of four values by -right >= 0 each. */
-static inline int32x4_t csr_round_shift_x4(int32x4_t x, int32x4_t right)
-{
-    return vrshlq_s32(vaddq_s32(x, vshrq_n_s32(vandq_s32(x, right), 31)), right);
-}
-
-/* csr_requantize of four channels; VQRDMULH rounds as gemmlowp does. */
-static inline int32x4_t csr_requantize_x4(int32x4_t acc, int32x4_t multiplier, int32x4_t shift)
-{
-    const int32x4_t none = vdupq_n_s32(0);
-    acc = vqrdmulhq_s32(vshlq_s32(acc, vmaxq_s32(shift, none)), multiplier);
-    return csr_round_shift_x4(acc, vminq_s32(shift, none));
-}
-#endif
 
 #endif
