@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from csr_deploy.errors import ExportError
 from csr_deploy.exporters.mcu.ir import Model
 from csr_deploy.exporters.mcu.layout import Layout, View, lay_out
-from csr_deploy.exporters.mcu.lower import Call, Constant, Lowering, flash
+from csr_deploy.exporters.mcu.lower import Call, Constant, Lowering
 from csr_deploy.exporters.mcu.ops import KINDS
 from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.exporters.mcu.passes.fold_pad import fold_pad
@@ -63,7 +63,8 @@ class Program:
     @property
     def flash(self) -> tuple[int, int]:
         """Bytes of weights and of tables on a 32-bit processor."""
-        return flash(dict(enumerate(self.constants)))
+        weights = sum(c.size for c in self.constants if c.kind == "weight")
+        return weights, sum(c.size for c in self.constants) - weights
 
 
 def optimise(model: Model, options: McuOptions | None = None) -> Model:

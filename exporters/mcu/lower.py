@@ -7,7 +7,8 @@ and structures become one constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,7 +92,7 @@ class Lowering:
     calls: list[Call] = field(default_factory=list)
     constants: dict[Any, Constant] = field(default_factory=dict)
     step: int = 0
-    _names: set[str] = field(default_factory=set)
+    _named: Counter[str] = field(default_factory=Counter)
 
     # Values
 
@@ -160,9 +161,8 @@ class Lowering:
         return self.constants[key].name
 
     def _name(self, hint: str) -> str:
-        count = sum(1 for n in self._names if n.rsplit("_", 1)[0] == hint)
-        name = f"{hint}_{count}"
-        self._names.add(name)
+        name = f"{hint}_{self._named[hint]}"
+        self._named[hint] += 1
         return name
 
     def weights(self, tensor: Tensor) -> str:
@@ -378,12 +378,6 @@ def broadcast(view: View, shape: Sequence[int]) -> View:
         shape=tuple(shape),
         strides=tuple(0 if n == 1 and m != 1 else s for n, m, s in zip(old, shape, strides, strict=True)),
     )
-
-
-def flash(constants: Mapping[Any, Constant]) -> tuple[int, int]:
-    """Bytes of weights and of tables."""
-    weights = sum(c.size for c in constants.values() if c.kind == "weight")
-    return weights, sum(c.size for c in constants.values()) - weights
 
 
 def float_literal(value: float) -> str:

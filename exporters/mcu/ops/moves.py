@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -161,14 +162,8 @@ def _reference_transpose(op: Op, model: Model, inputs: Sequence[Array]) -> Array
 
 def _lower_transpose(low: Lowering, op: Op) -> None:
     source, target = low.view(op.inputs[0]), low.view(op.output)
-    permutation = op.attrs["permutation"]
-    moved = source.part((0,) * len(source.shape), source.shape)
-    strides = tuple(moved.strides[p] for p in permutation)
-    low.copy(
-        op,
-        type(moved)(moved.buffer, moved.offset, target.shape, strides, moved.constant, moved.element),
-        target,
-    )
+    strides = tuple(source.strides[p] for p in op.attrs["permutation"])
+    low.copy(op, replace(source, shape=target.shape, strides=strides), target)
 
 
 TRANSPOSE = Kind(_normalise_transpose, _reference_transpose, _lower_transpose)

@@ -43,20 +43,6 @@ static inline void advance(const csr_window *w, csr_place *place)
  * A group of one column (or filter) is followed by that of its neighbour, so that LDM fetches both. Every tap's
  * channels are filled up to a multiple of four. */
 
-static inline uint32_t even_bytes(uint32_t word)
-{
-    uint32_t out;
-    __asm__("sxtb16 %0, %1" : "=r"(out) : "r"(word));
-    return out;
-}
-
-static inline uint32_t odd_bytes(uint32_t word)
-{
-    uint32_t out;
-    __asm__("sxtb16 %0, %1, ror #8" : "=r"(out) : "r"(word));
-    return out;
-}
-
 /* Expands groups that lie one behind the other. */
 static inline uint32_t *expand_groups(uint32_t *to, const int8_t *from, uint32_t groups)
 {
@@ -80,8 +66,8 @@ static inline uint32_t *expand_groups(uint32_t *to, const int8_t *from, uint32_t
     }
     if (groups & 1) {
         word = csr_load4(from);
-        to[0] = even_bytes(word);
-        to[1] = odd_bytes(word);
+        to[0] = csr_even_bytes(word);
+        to[1] = csr_odd_bytes(word);
         to += 4;
     }
     return to;
@@ -102,8 +88,8 @@ static inline uint32_t *expand(uint32_t *to, const int8_t *from, uint32_t channe
         if (rest > 2) {
             word |= (uint32_t)(uint8_t)from[2] << 16;
         }
-        to[0] = even_bytes(word);
-        to[1] = odd_bytes(word);
+        to[0] = csr_even_bytes(word);
+        to[1] = csr_odd_bytes(word);
         to += 4;
     }
     return to;

@@ -559,20 +559,6 @@ CSR_RUN(groups_3x3, "1:\n\t" CSR_START "ldr r0, [r7, #32]\n\t"
 CSR_RUN(groups_of_taps, CSR_LIST CSR_FINISH CSR_AGAIN)
 CSR_RUN(sums_of_taps, CSR_LIST CSR_KEEP)
 
-static inline uint32_t even_bytes(uint32_t word)
-{
-    uint32_t out;
-    __asm__("sxtb16 %0, %1" : "=r"(out) : "r"(word));
-    return out;
-}
-
-static inline uint32_t odd_bytes(uint32_t word)
-{
-    uint32_t out;
-    __asm__("sxtb16 %0, %1, ror #8" : "=r"(out) : "r"(word));
-    return out;
-}
-
 /* Weights of pairs of taps and of the last one, as they are multiplied, four channels after four. */
 static void pair_weights(const csr_depthwise *op, uint32_t *to)
 {
@@ -583,15 +569,15 @@ static void pair_weights(const csr_depthwise *op, uint32_t *to)
         for (i = taps; i > 1; i -= 2, from += 2 * channels, to += 4) {
             const uint32_t first = csr_load4(from), second = csr_load4(from + channels);
             const uint32_t lower = (first & 0xffff) | second << 16, upper = first >> 16 | (second & 0xffff0000);
-            to[0] = even_bytes(lower);
-            to[1] = odd_bytes(lower);
-            to[2] = even_bytes(upper);
-            to[3] = odd_bytes(upper);
+            to[0] = csr_even_bytes(lower);
+            to[1] = csr_odd_bytes(lower);
+            to[2] = csr_even_bytes(upper);
+            to[3] = csr_odd_bytes(upper);
         }
         if (i) {
             const uint32_t word = csr_load4(from);
-            to[0] = even_bytes(word);
-            to[1] = odd_bytes(word);
+            to[0] = csr_even_bytes(word);
+            to[1] = csr_odd_bytes(word);
             to += 2;
         }
     }

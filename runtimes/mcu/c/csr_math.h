@@ -75,6 +75,21 @@ static inline int32_t csr_clamp8(int32_t x)
 }
 
 #if defined(CSR_DSP)
+/* Bytes 0 and 2, or 1 and 3, of a word as two int16. */
+static inline uint32_t csr_even_bytes(uint32_t word)
+{
+    uint32_t out;
+    __asm__("sxtb16 %0, %1" : "=r"(out) : "r"(word));
+    return out;
+}
+
+static inline uint32_t csr_odd_bytes(uint32_t word)
+{
+    uint32_t out;
+    __asm__("sxtb16 %0, %1, ror #8" : "=r"(out) : "r"(word));
+    return out;
+}
+
 /* csr_round_shift(csr_doubling_high(x2 / 2, m), right) + plus, for right in 1…31: the bit that ASRS shifts out
  * last rounds. */
 static inline int32_t csr_scaled(int32_t x2, int32_t m, int32_t right, int32_t plus)
