@@ -22,8 +22,17 @@ class Augmenter:
         x = images.permute(0, 3, 1, 2).float().div_(255)
         return x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
 
-    def __call__(self, images: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
-        """Augmented, normalised batch: [N, H, W, C] uint8 → [N, C, h, w] float32."""
+    def __call__(self, images: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augments and normalises a batch.
+
+        Args:
+            images: [N, H, W, C] uint8.
+            epoch: Decides the size of the crops.
+            generator: Of the draws.
+
+        Returns:
+            [N, C, h, w] float32, and which pictures were mirrored [N].
+        """
         n, height, width, _ = images.shape
         pad = self.recipe.border(epoch)
         out_h, out_w = self.recipe.crop_size(epoch, height), self.recipe.crop_size(epoch, width)
@@ -31,12 +40,13 @@ class Augmenter:
         lefts = torch.randint(0, width + 2 * pad - out_w + 1, (n,), generator=generator)
         rows = _reflect(tops[:, None] + torch.arange(out_h) - pad, height)
         cols = _reflect(lefts[:, None] + torch.arange(out_w) - pad, width)
+        flipped = torch.zeros(n, dtype=torch.bool)
         if self.recipe.flip:
             flipped = torch.rand(n, generator=generator) < 0.5
             cols = torch.where(flipped[:, None], cols.flip(1), cols)
         # Drawn on the CPU whatever the device, so that a seed gives the same crops everywhere.
         index = (torch.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :])
-        return self.normalize(images[tuple(i.to(images.device) for i in index)])
+        return self.normalize(images[tuple(i.to(images.device) for i in index)]), flipped
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

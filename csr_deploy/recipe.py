@@ -33,6 +33,8 @@ class Recipe:
         flip: Random horizontal flips.
         progressive: Train the first third of the epochs on unpadded crops of 3/4 of the image's size.
         warmup: Share of the steps in which one-cycle's learning rate rises.
+        distill_weight: Share of the distillation loss where there is a teacher; the labels have the rest.
+        distill_temperature: Temperature that softens the teacher's and the student's logits.
     """
 
     epochs: int
@@ -51,6 +53,8 @@ class Recipe:
     flip: bool = True
     progressive: bool = False
     warmup: float = 0.25
+    distill_weight: float = 0.9
+    distill_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -72,6 +76,8 @@ class Recipe:
             "ema_decay": 0 <= self.ema_decay < 1,
             "crop_padding": self.crop_padding >= 0,
             "warmup": 0 < self.warmup < 1,
+            "distill_weight": 0 < self.distill_weight <= 1,
+            "distill_temperature": 0 < self.distill_temperature < math.inf,
             "nesterov": not self.nesterov or self.momentum > 0,
         }
         for name, fine in limits.items():

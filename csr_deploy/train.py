@@ -26,6 +26,7 @@ from csr_deploy.augment import Augmenter
 from csr_deploy.checkpoint import Checkpoint, check_state, read_torch_bytes, save_checkpoint, torch_bytes
 from csr_deploy.curve import EpochRecord, write_curve
 from csr_deploy.data import ImageDataset, Preprocessing, Split, fingerprint
+from csr_deploy.distill import distillation_loss, load_teacher
 from csr_deploy.distributed import World, joined_world
 from csr_deploy.errors import CheckpointError, DataError, ModelError, OptionError
 from csr_deploy.inherit import freeze, inherit
@@ -139,6 +140,7 @@ class TrainOptions:
         init: Checkpoint whose weights the run starts from: of the same network, or of the backbone of a CSR
             network, which then takes over the layers ahead of its first CSR-Conv.
         freeze: Do not train what was taken over from `init`.
+        teacher: Checkpoint, or `.npz` of soft targets, that the network learns from beside the labels.
     """
 
     out: Path
@@ -149,6 +151,7 @@ class TrainOptions:
     resume: bool = False
     init: Path | None = None
     freeze: bool = False
+    teacher: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the seed.
@@ -211,8 +214,8 @@ def train(
     Raises:
         OptionError: If the run exists and `resume` is not set, resuming would change the run, or the loss
             is no longer finite; the files then are those of the epoch before.
-        CheckpointError: If the run to resume is damaged.
-        DataError: If there are fewer images than the processes need.
+        CheckpointError: If the run to resume is damaged, or the start or the teacher does not fit.
+        DataError: If there are fewer images than the processes need, or soft targets are of other images.
         ModelError: If the network cannot be built or takes larger images.
         ExportError: If a file cannot be written.
     """
@@ -292,6 +295,19 @@ class _Run:
         if self.origin:
             self.identity["init_sha256"] = self.origin.source["sha256"]
             self.identity["freeze"] = options.freeze
+        self.teacher: str | None = None
+        self.soft_targets: Tensor | None = None
+        if options.teacher:
+            targets = load_teacher(
+                options.teacher,
+                data.train_images,
+                data.classes,
+                data.preprocessing,
+                self.identity["data_sha256"],
+                self.device,
+            )
+            self.teacher = self.identity["teacher"] = targets.teacher
+            self.soft_targets = torch.from_numpy(targets.logits).to(self.device)
 
     @property
     def _resume_file(self) -> Path:
@@ -344,7 +360,8 @@ class _Run:
             fix="Lower --lr. The run up to the previous epoch is kept.",
         )
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Images, labels and the teacher's logits of each step."""
         order = torch.randperm(
             len(self.images), generator=torch.Generator().manual_seed(_mix(self.options.seed, epoch, 0))
         )
@@ -354,7 +371,11 @@ class _Run:
             start = step * self.recipe.batch_size + self.world.rank * per_rank
             chosen = order[start : start + per_rank]
             chosen = chosen.to(self.device)
-            yield self.augment(self.images[chosen], epoch, draw), self.labels[chosen]
+            x, mirrored = self.augment(self.images[chosen], epoch, draw)
+            soft = None
+            if self.soft_targets is not None:
+                soft = self.soft_targets[chosen, mirrored.to(self.device).long()].float()
+            yield x, self.labels[chosen], soft
 
     def _epoch(self, epoch: int, on_step: Progress | None) -> tuple[float, float]:
         self.forward.train()
@@ -362,12 +383,12 @@ class _Run:
             module.eval()
         total_loss = total_hits = seen = 0.0
         running = 0.0
-        for step, (x, y) in enumerate(self._batches(epoch)):
+        for step, (x, y, soft) in enumerate(self._batches(epoch)):
             self.optimizer.set_rate(self.recipe.rate(epoch * self.steps + step, self.steps))
             x = self._place(x)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.forward(x)
-            loss = nn.functional.cross_entropy(logits.float(), y, label_smoothing=self.recipe.label_smoothing)
+            loss = self._loss(logits.float(), y, soft)
             value = loss.item()
             if not math.isfinite(value):
                 raise self._diverged(value, epoch, f"step {step + 1}")
@@ -383,6 +404,16 @@ class _Run:
                 on_step(epoch, step + 1, self.steps, running)
         sums = self.world.sum(total_loss, total_hits, seen)
         return sums[0] / sums[2], sums[1] / sums[2]
+
+    def _loss(self, logits: Tensor, y: Tensor, soft: Tensor | None) -> Tensor:
+        recipe = self.recipe
+        if soft is None:
+            return nn.functional.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        loss = recipe.distill_weight * distillation_loss(logits, soft, recipe.distill_temperature)
+        if recipe.distill_weight < 1:
+            hard = nn.functional.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+            loss = loss + (1 - recipe.distill_weight) * hard
+        return loss
 
     def _update_ema(self, step: int) -> None:
         if self.ema is None:
@@ -447,6 +478,7 @@ class _Run:
             "data_sha256": self.identity["data_sha256"],
             "bf16": self.options.bf16,
             "init": self.origin.record(frozen=self.options.freeze) if self.origin else None,
+            "teacher": self.teacher,
             "processes": self.world.size,
             "seconds": round(sum(r.seconds for r in self.records), 1),
             "curve": [asdict(r) for r in self.records],

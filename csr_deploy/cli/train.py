@@ -35,6 +35,7 @@ from csr_deploy.cli.common import (
     stdout,
 )
 from csr_deploy.curve import EpochRecord, read_curve
+from csr_deploy.errors import OptionError
 from csr_deploy.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -88,6 +89,20 @@ def train(
     freeze: Annotated[
         bool, typer.Option("--freeze", help="Do not train the layers taken over from --init.")
     ] = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Learn from this network's answers beside the labels (knowledge distillation): a checkpoint "
+            "trained on the same classes, or soft targets as .npz.",
+            show_default=False,
+        ),
+    ] = None,
+    distill_weight: Annotated[
+        float | None, typer.Option(help="Share of the teacher in the loss, up to 1.", show_default="0.9")
+    ] = None,
+    distill_temperature: Annotated[
+        float | None, typer.Option(help="Temperature of the softened answers.", show_default="2")
+    ] = None,
     recipe: Annotated[
         RecipeName,
         typer.Option(
@@ -169,7 +184,11 @@ def train(
         "crop_padding": crop_padding,
         "flip": flip,
         "progressive": progressive,
+        "distill_weight": distill_weight,
+        "distill_temperature": distill_temperature,
     }
+    if teacher is None and (distill_weight, distill_temperature) != (None, None):
+        raise OptionError("there is nothing to distill without a teacher", fix="Give --teacher as well.")
     chosen = replace(RECIPES[recipe.value], **{k: v for k, v in changes.items() if v is not None})
 
     import torch
@@ -191,6 +210,7 @@ def train(
         resume,
         init,
         freeze,
+        teacher,
     )
     if is_main_process():
         training.check_out(options)

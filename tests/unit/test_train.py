@@ -360,10 +360,14 @@ def test_crops_are_windows_of_the_reflected_image() -> None:
     batch = torch.from_numpy(np.repeat(image[None, :, :, None], 200, axis=0))
     for epoch, side in ((0, 6), (29, 8)):
         padded = np.pad(image, recipe.border(epoch), mode="reflect").astype(np.float32) / 255
-        crops = Augmenter(recipe, size)(batch, epoch, torch.Generator().manual_seed(0)).numpy()
+        views, mirrored = Augmenter(recipe, size)(batch, epoch, torch.Generator().manual_seed(0))
+        crops = views.numpy()
+        assert 60 < int(mirrored.sum()) < 140
+        straight = {np.ascontiguousarray(c).tobytes() for c in crops[~mirrored.numpy(), 0]}
         assert crops.shape == (200, 1, side, side)
         windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side)).reshape(-1, side, side)
         known = {w.tobytes() for w in windows} | {np.ascontiguousarray(w[:, ::-1]).tobytes() for w in windows}
+        assert straight <= {w.tobytes() for w in windows}
         drawn = {crop.tobytes() for crop in crops[:, 0]}
         assert drawn <= known
         assert len(drawn) > 0.5 * len(known)
