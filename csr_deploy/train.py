@@ -284,11 +284,12 @@ class _Run:
         self.labels = torch.from_numpy(data.train_labels).to(self.device)
         self.steps = count // recipe.batch_size
         self.records: list[EpochRecord] = []
+        data_sha256 = fingerprint(data.train_images, data.train_labels)
         self.identity = {
             "architecture": asdict(architecture),
             "recipe": asdict(recipe),
             "seed": options.seed,
-            "data_sha256": fingerprint(data.train_images, data.train_labels),
+            "data_sha256": data_sha256,
             "processes": world.size,
             "bf16": options.bf16,
         }
@@ -303,7 +304,7 @@ class _Run:
                 data.train_images,
                 data.classes,
                 data.preprocessing,
-                self.identity["data_sha256"],
+                data_sha256,
                 self.device,
             )
             self.teacher = self.identity["teacher"] = targets.teacher

