@@ -23,16 +23,18 @@ from csr_deploy.atomic import atomic_directory
 from csr_deploy.checkpoint import file_sha256, load_checkpoint
 from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, class_map, open_dataset, sample
 from csr_deploy.data.dataset import ArrayDataset
+from csr_deploy.drift import DRIFT_IMAGES, measure_drift
 from csr_deploy.errors import DataError, ExportError, MissingDependencyError, OptionError
 from csr_deploy.exporters.base import Exporter, WriteRequest
 from csr_deploy.ledger import check_ledger
 from csr_deploy.models import count_parameters
 from csr_deploy.parity import check_parity, compare
-from csr_deploy.quantize import QuantizeOptions, quantize
+from csr_deploy.quantize import QuantizedGraph, QuantizeOptions, quantize
 from csr_deploy.runtimes import open_runtime
 from csr_deploy.targets import Target
 from csr_deploy.unroll.graph import Graph
-from csr_deploy.unroll.lowering import unroll
+from csr_deploy.unroll.costs import DEFAULT_COSTS, find_costs
+from csr_deploy.unroll.lowering import AUTO, Lowered, lower
 
 LEAST_PARITY_IMAGES = 200
 _GOLDEN_IMAGES = 16
@@ -102,7 +104,8 @@ class ExportOptions:
     """How a network is exported.
 
     Attributes:
-        lowering: Unrolling strategy, or "auto" for the target's default.
+        lowering: Unrolling strategy, or "auto" for the one of least cost.
+        optimize_for: Processor whose cost "auto" counts, a name or file of `csr_deploy.unroll.costs`.
         batch: Batch size of the static graph, and of the parity gate.
         batch_profile: (least, usual, most) images a batch of a model whose batch size is free; None for a
             static one. The usual one is `batch`.
@@ -114,7 +117,8 @@ class ExportOptions:
         target_options: Options of targets that have some of their own: target → a frozen dataclass.
     """
 
-    lowering: str = "auto"
+    lowering: str = AUTO
+    optimize_for: str = DEFAULT_COSTS
     batch: int = 1
     calibration_images: int = 200
     parity_images: int = 256
@@ -292,11 +296,11 @@ def export(
     say = on_stage or (lambda stage: None)
     with atomic_directory(out, replace=force) as folder:
         say("unroll")
-        lowering = exporter.lowering if options.lowering == "auto" else options.lowering
-        graph = exporter.legalise(unroll(network.model, network.input_shape(options.batch), lowering))
+        lowered = _lower(network, target, exporter, options, options.batch)
+        graph = lowered.graph
         if options.batch_profile is not None:
-            twice = exporter.legalise(unroll(network.model, network.input_shape(2 * options.batch), lowering))
-            _check_free_batch(graph, twice, target, exporter)
+            twice = _lower(network, target, exporter, options, 2 * options.batch)
+            _check_free_batch(graph, twice.graph, target, exporter)
         quantized = None
         if target.quantized and data.calibration is not None:
             say("quantise")
@@ -319,7 +323,7 @@ def export(
                 options=options.target_options.get(target.name),
             )
         )
-        check_ledger(written.ledger, _kernels(network.model), network.name)
+        check_ledger(written.ledger, _kernels(network.model), network.name, graph.arranged)
         parameters = count_parameters(network.model)
         artifact = Artifact(
             path=folder,
@@ -330,8 +334,8 @@ def export(
             output=written.output,
             preprocessing=network.preprocessing,
             labels=network.labels,
-            options=_option_values(options, lowering, data, target),
-            model={**_figures(graph, parameters), **written.figures},
+            options=_option_values(options, lowered, data, target),
+            model={**_figures(graph, parameters), **_mixed(quantized), **written.figures},
             source=network.source,
             tools=_versions(exporter),
             ledger=written.ledger.summary(parameters),
@@ -341,6 +345,10 @@ def export(
         artifact = replace(artifact, files=files)
         say("verify")
         artifact = _verify(network, target, data, options, artifact)
+        few = torch.from_numpy(network.preprocessing.normalize(data.parity.images[:DRIFT_IMAGES]))
+        drift = measure_drift(network.model, graph, quantized, few, target.weight_bits)
+        if drift.layers:
+            artifact = replace(artifact, parity={**artifact.parity, "drift": drift.to_json()})
         write_manifest(artifact)
     return replace(artifact, path=out)
 
@@ -418,8 +426,28 @@ def _figures(graph: Graph, parameters: int) -> dict[str, Any]:
     }
 
 
-def _option_values(options: ExportOptions, lowering: str, data: ExportData, target: Target) -> dict[str, Any]:
-    values: dict[str, Any] = {"lowering": lowering, "batch": options.batch, "seed": options.seed}
+def _mixed(quantized: QuantizedGraph | None) -> dict[str, Any]:
+    """Which layers of an integer model compute with real numbers."""
+    return {"float_layers": list(quantized.float_layers)} if quantized and quantized.float_layers else {}
+
+
+def _lower(
+    network: Network, target: Target, exporter: Exporter, options: ExportOptions, batch: int
+) -> Lowered:
+    """The network as a graph that the target can express."""
+    lowering, costs = options.lowering, None
+    if lowering == AUTO:
+        costs = find_costs(exporter.costs, target.weight_bits, options.optimize_for)
+        lowering = AUTO if costs else exporter.lowering
+    return lower(network.model, network.input_shape(batch), lowering, exporter.legalise, costs)
+
+
+def _option_values(
+    options: ExportOptions, lowered: Lowered, data: ExportData, target: Target
+) -> dict[str, Any]:
+    values: dict[str, Any] = {"lowering": lowered.lowering, "batch": options.batch, "seed": options.seed}
+    if lowered.figures:
+        values["lowering_choice"] = lowered.figures
     if options.batch_profile is not None:
         values["batch_profile"] = list(options.batch_profile)
     if target.name in options.target_options:

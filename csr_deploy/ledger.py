@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,21 +63,42 @@ class Ledger:
         }
 
 
-def check_ledger(ledger: Ledger, kernels: Mapping[str, int], where: str) -> None:
+_MOST_ARRANGEMENTS = 2
+"""Of the same kernels: alone and with several pixels a filter, or for two strides."""
+
+
+def check_ledger(
+    ledger: Ledger,
+    kernels: Mapping[str, int],
+    where: str,
+    arranged: Mapping[str, tuple[str, ...]] | None = None,
+) -> None:
     """Compares what is stored with what the network has.
 
     Args:
         ledger: Of the model file.
         kernels: Every kernel of the network, before any lowering: name → number of values.
         where: What is exported, for the message.
+        arranged: Weights of the file that hold kernels in another order → those kernels. The steps of a
+            recurrence share them: there are few for the same kernels, however many steps there are.
 
     Raises:
         LedgerError: If the file stores more kernel values than the network has, naming those it lacks.
     """
-    stored, needed = ledger.elements("weight"), sum(kernels.values())
+    arranged = arranged or {}
+    weights = [s for s in ledger.stored if s.kind == "weight"]
+    made_of = Counter(arranged[s.name] for s in weights if s.name in arranged)
+    if many := [k for k, count in made_of.items() if count > _MOST_ARRANGEMENTS]:
+        raise LedgerError(
+            f"{', '.join(many[0])} is stored {made_of[many[0]]} times: tied weights were duplicated",
+            where=where,
+            fix="This is a defect of a lowering pass: please report it.",
+        )
+    plain = [s for s in weights if s.name not in arranged]
+    stored, needed = sum(s.elements for s in plain), sum(kernels.values())
     if stored <= needed:
         return
-    foreign = [s.name for s in ledger.stored if s.kind == "weight" and s.name not in kernels]
+    foreign = [s.name for s in plain if s.name not in kernels]
     raise LedgerError(
         f"the file stores {stored:,} weights for a network of {needed:,}: tied weights were duplicated"
         + (f" (not the network's own: {', '.join(foreign[:5])})" if foreign else ""),

@@ -32,6 +32,7 @@ from csr_deploy.errors import CheckpointError, DataError, ModelError, OptionErro
 from csr_deploy.inherit import freeze, inherit
 from csr_deploy.models import Architecture
 from csr_deploy.optimizer import RecipeOptimizer
+from csr_deploy.qat import QuantizationAware
 from csr_deploy.recipe import RECIPES, Recipe
 
 __all__ = [
@@ -141,6 +142,7 @@ class TrainOptions:
             network, which then takes over the layers ahead of its first CSR-Conv.
         freeze: Do not train what was taken over from `init`.
         teacher: Checkpoint, or `.npz` of soft targets, that the network learns from beside the labels.
+        qat: Train with the rounding of the int8 export; the test accuracy then is that of rounded values.
     """
 
     out: Path
@@ -152,6 +154,7 @@ class TrainOptions:
     init: Path | None = None
     freeze: bool = False
     teacher: Path | None = None
+    qat: bool = False
 
     def __post_init__(self) -> None:
         """Checks the seed.
@@ -276,7 +279,11 @@ class _Run:
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model
-        self.forward: nn.Module = nn.parallel.DistributedDataParallel(model) if world.size > 1 else model
+        self.aware: QuantizationAware | None = None
+        if options.qat:
+            self.aware = QuantizationAware(model, data.preprocessing, data.train_images).to(self.device)
+        ahead: nn.Module = self.aware or model
+        self.forward: nn.Module = nn.parallel.DistributedDataParallel(ahead) if world.size > 1 else ahead
         self.optimizer = RecipeOptimizer(model, recipe)
         self.ema = {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema_decay else None
         self.augment = Augmenter(recipe, data.preprocessing)
@@ -296,6 +303,8 @@ class _Run:
         if self.origin:
             self.identity["init_sha256"] = self.origin.source["sha256"]
             self.identity["freeze"] = options.freeze
+        if options.qat:
+            self.identity["qat"] = True
         self.teacher: str | None = None
         self.soft_targets: Tensor | None = None
         if options.teacher:
@@ -379,6 +388,8 @@ class _Run:
             yield x, self.labels[chosen], soft
 
     def _epoch(self, epoch: int, on_step: Progress | None) -> tuple[float, float]:
+        if self.aware is not None:
+            self.aware.calibrate()
         self.forward.train()
         for module in self.frozen:
             module.eval()
@@ -438,6 +449,8 @@ class _Run:
             kept = {k: v.clone() for k, v in self.model.state_dict().items()}
             self.model.load_state_dict(self.ema)
         self.model.eval()
+        network = self.aware or self.model
+        network.eval()
         loss = hits = seen = 0.0
         images, labels = self.data.test_images, self.data.test_labels
         size = min(256, math.ceil(len(images) / self.world.size))
@@ -447,7 +460,7 @@ class _Run:
                 x = self._place(self.augment.normalize(x))
                 y = torch.from_numpy(labels[start : start + size]).to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-                    logits = self.model(x).float()
+                    logits = network(x).float()
                 loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
                 hits += int((logits.argmax(1) == y).sum())
                 seen += len(y)
@@ -480,6 +493,7 @@ class _Run:
             "bf16": self.options.bf16,
             "init": self.origin.record(frozen=self.options.freeze) if self.origin else None,
             "teacher": self.teacher,
+            "qat": self.options.qat,
             "processes": self.world.size,
             "seconds": round(sum(r.seconds for r in self.records), 1),
             "curve": [asdict(r) for r in self.records],

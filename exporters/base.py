@@ -67,13 +67,15 @@ class Exporter:
 
     Attributes:
         suffix: Of the model file.
-        lowering: Default unrolling strategy, a key of `csr_deploy.unroll.lowering.LOWERINGS`.
+        lowering: Default unrolling strategy, a key of `csr_deploy.unroll.lowering.LOWERINGS`, where there are no
+            costs to choose by.
         legalise: Makes a lowered graph expressible in the format, function unchanged.
         write: Writes the file.
         distributions: Whose versions go into the manifest.
         scheme: What its integers can be.
         free_batch: Whether the batch size can be left open.
         file: Name of the model file in the artifact, with folders if need be; None for `<network><suffix>`.
+        costs: Runtime whose cost models choose the lowering, see `csr_deploy.unroll.costs`; empty for none.
         companions: Writes more files into the artifact's directory, made from what the artifact holds so far,
             and returns them in the order of the manifest. The parity gate comes later, and may need them.
     """
@@ -86,4 +88,5 @@ class Exporter:
     scheme: Scheme = AFFINE
     free_batch: bool = False
     file: str | None = None
+    costs: str = ""
     companions: Callable[[Artifact], tuple[Path, ...]] = no_companions

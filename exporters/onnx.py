@@ -43,6 +43,9 @@ class OnnxWriter:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.values: dict[str, str] = {}
+        self._reals: dict[str, str] = {}
+        """Values as real numbers that a node of an integer model computed as such."""
+        self._in_real = False
         self._stored: dict[str, Stored] = {}
         self._count = 0
 
@@ -56,7 +59,9 @@ class OnnxWriter:
                 raise ExportError(
                     f"ONNX export has no operation for '{node.op}'", where=node.origin or node.output
                 )
+            self._in_real = self.quantized is not None and node.output in self.quantized.real_nodes
             getattr(self, emit)(node)
+        self._in_real = False
         result = self._to_border(self.operand(graph.output))
         self.nodes.append(helper.make_node("Identity", [result], ["logits"]))
         specs = [
@@ -119,7 +124,7 @@ class OnnxWriter:
     def _weight(self, node: Node, kind: str, shape: tuple[int, ...] | None = None) -> str:
         """The weight of a conv2d, linear or affine node; one initializer however many nodes use it."""
         name = node.inputs[1]
-        if self.quantized is None:
+        if self.quantized is None or self._in_real:
             value = self.graph.constants[name].astype(self.real)
             self._initializer(name, value if shape is None else value.reshape(shape), kind)
             self._used(name)
@@ -131,7 +136,7 @@ class OnnxWriter:
         return self._dequantize_constant(name, weight.scales, np.zeros(len(weight.scales), np.int8))
 
     def _bias(self, node: Node) -> list[str]:
-        if self.quantized is None:
+        if self.quantized is None or self._in_real:
             if len(node.inputs) < 3:
                 return []
             bias = self.graph.constants[node.inputs[2]].astype(self.real)
@@ -173,10 +178,14 @@ class OnnxWriter:
     def finish(self, node: Node, name: str) -> None:
         """Applies the node's activation and quantisation to what was computed."""
         activation = node.attrs.get("activation")
-        if activation == "relu" and not self._clips_at_zero(node.output):
+        if activation == "relu" and (self._in_real or not self._clips_at_zero(node.output)):
             name = self._node("Relu", [name])
         elif activation == "relu6":
             name = self._relu6(name)
+        if self._in_real:
+            self._reals[node.output] = name
+            if self.quantized is None or node.output not in self.quantized.activations:
+                return
         self._quantize_value(node.output, name)
 
     def _clips_at_zero(self, value: str) -> bool:
@@ -189,6 +198,11 @@ class OnnxWriter:
 
     def operand(self, name: str) -> str:
         """A real-valued input: a value, or a constant that stands as an operand of add or mul."""
+        if self._in_real and name in self._reals:
+            return self._reals[name]
+        if self._in_real and name in self.graph.constants:
+            value = self.graph.constants[name].astype(self.real)
+            return self._initializer(f"{name}.real", value, "bias")
         if name not in self.values:
             value = self.graph.constants[name].astype(self.real)
             if self.quantized is not None:
@@ -292,6 +306,28 @@ class OnnxWriter:
         table = self._table([-1, *shape[1:]] if self.free_batch else shape)
         self.finish(node, self._node("Reshape", [self.operand(node.inputs[0]), table]))
 
+    def channels_to_width(self, node: Node) -> None:
+        """Reshape, Transpose, Reshape: in NCHW the values do move."""
+        batch, channels, height, width = self.graph.shapes[node.inputs[0]]
+        block = node.attrs["block"]
+        first = -1 if self.free_batch else batch
+        apart = self._table([first, block, channels // block, height * width])
+        joined = self._table([first, channels // block, height, width * block])
+        x = self._node("Reshape", [self.operand(node.inputs[0]), apart])
+        x = self._node("Transpose", [x], perm=[0, 2, 3, 1])
+        self.finish(node, self._node("Reshape", [x, joined]))
+
+    def width_to_channels(self, node: Node) -> None:
+        """Reshape, Transpose, Reshape."""
+        batch, channels, height, width = self.graph.shapes[node.inputs[0]]
+        block = node.attrs["block"]
+        first = -1 if self.free_batch else batch
+        apart = self._table([first, channels, height * (width // block), block])
+        joined = self._table([first, block * channels, height, width // block])
+        x = self._node("Reshape", [self.operand(node.inputs[0]), apart])
+        x = self._node("Transpose", [x], perm=[0, 3, 1, 2])
+        self.finish(node, self._node("Reshape", [x, joined]))
+
     def transpose(self, node: Node) -> None:
         """Transpose."""
         self.finish(
@@ -333,6 +369,8 @@ _EMITTERS: dict[str, str] = {
     "concat": "concat",
     "reshape": "reshape",
     "transpose": "transpose",
+    "channels_to_width": "channels_to_width",
+    "width_to_channels": "width_to_channels",
 }
 
 
@@ -347,4 +385,6 @@ def _unchanged(graph: Graph) -> Graph:
     return graph
 
 
-EXPORTER = Exporter(".onnx", "stepwise", _unchanged, write_onnx, ("onnx",), free_batch=True)
+EXPORTER = Exporter(
+    ".onnx", "stepwise", _unchanged, write_onnx, ("onnx",), free_batch=True, costs="ort"
+)

@@ -70,6 +70,9 @@ class TfliteWriter:
         self.codes: list[schema.OperatorCodeT] = []
         self._codes: dict[tuple[int, int], int] = {}
         self._values: dict[str, int] = {}
+        self._reals: dict[str, int] = {}
+        """Values as real numbers, in a model whose other values are integers."""
+        self._in_real = False
         self._constants: dict[Any, int] = {}
         self._stored: dict[int, tuple[str, int, int, str]] = {}
         self._uses: dict[int, int] = {}
@@ -86,7 +89,11 @@ class TfliteWriter:
                 raise ExportError(
                     f"TFLite has no operation for '{node.op}'", where=node.origin or node.output
                 )
+            self._in_real = self.quantized is not None and node.output in self.quantized.real_nodes
             emit(self, node)
+            if self._in_real:
+                self._leave_real(node.output)
+        self._in_real = False
         sink = self._values[graph.output]
         subgraph = schema.SubGraphT()
         subgraph.tensors, subgraph.operators = self.tensors, self.operators
@@ -128,9 +135,12 @@ class TfliteWriter:
 
     def _value(self, name: str) -> int:
         """Tensor of a value, or of a constant that stands as an operand of add or mul."""
-        if name in self._values:
-            return self._values[name]
-        q = self.quantized.activations[name] if self.quantized else None
+        if self._in_real and name in self.graph.shapes:
+            return self._real_value(name)
+        known = self._reals if self._in_real else self._values
+        if name in known:
+            return known[name]
+        q = self._q(name)
         if name in self.graph.constants:
             value = self.graph.constants[name].astype(np.float32)
             if value.ndim == 4:
@@ -142,8 +152,22 @@ class TfliteWriter:
             )
         else:
             index = self._activation(nhwc(self.graph.shapes[name]), q)
-        self._values[name] = index
+        known[name] = index
         return index
+
+    def _real_value(self, name: str) -> int:
+        """Float tensor of a value, for a node that computes with real numbers."""
+        if name not in self._reals:
+            self._reals[name] = self._activation(nhwc(self.graph.shapes[name]), None)
+            if name in self._values:
+                self._operator(_Op.DEQUANTIZE, [self._values[name]], self._reals[name], None, None, version=2)
+        return self._reals[name]
+
+    def _leave_real(self, name: str) -> None:
+        """Quantises what a node that computes with real numbers gave, where an integer node reads it."""
+        self._in_real = False
+        if self.quantized is not None and name in self.quantized.activations:
+            self._operator(_Op.QUANTIZE, [self._reals[name]], self._value(name), None, None, version=1)
 
     def _constant(
         self, name: str, value: NDArray[Any], dtype: str, kind: str, quantization: Any = None
@@ -166,7 +190,7 @@ class TfliteWriter:
     ) -> int:
         """The weight of a conv2d, linear or affine node; one tensor however many nodes use it."""
         name = node.inputs[1]
-        key = ("weight", name, axis)
+        key = ("weight", name, axis, self._in_real)
         if key not in self._constants:
             self._constants[key] = self._make_weight(name, arrange, axis, kind)
         buffer = self.tensors[self._constants[key]].buffer
@@ -178,7 +202,7 @@ class TfliteWriter:
     def _make_weight(
         self, name: str, arrange: Callable[[NDArray[Any]], NDArray[Any]], axis: int, kind: str
     ) -> int:
-        if self.quantized:
+        if self.quantized and not self._in_real:
             weight = self.quantized.weights[name]
             return self._constant(
                 name, arrange(weight.values), "int8", kind, _per_channel(weight.scales, axis)
@@ -195,7 +219,7 @@ class TfliteWriter:
     def _bias(self, node: Node) -> int:
         """The bias of a node; zeros where it has none, as TFLite Micro's kernels expect one."""
         channels = self.graph.shape(node.inputs[1])[0]
-        if not self.quantized:
+        if not self.quantized or self._in_real:
             real = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(channels)
             return self._shared(real.astype(np.float32), "float32", None)
         integer = self.quantized.biases.get(node.output, np.zeros(channels, np.int32))
@@ -221,7 +245,7 @@ class TfliteWriter:
         version: int | None = None,
     ) -> int:
         if version is None:
-            version = _INT8_VERSIONS.get(op, 1) if self.quantized else 1
+            version = _INT8_VERSIONS.get(op, 1) if self.quantized and not self._in_real else 1
         key = (op, version)
         if key not in self._codes:
             code = schema.OperatorCodeT()
@@ -237,7 +261,7 @@ class TfliteWriter:
         return output
 
     def _q(self, name: str) -> Quantization | None:
-        return self.quantized.activations[name] if self.quantized else None
+        return self.quantized.activations[name] if self.quantized and not self._in_real else None
 
     def conv2d(self, node: Node) -> None:
         """CONV_2D or DEPTHWISE_CONV_2D."""
@@ -374,6 +398,11 @@ class TfliteWriter:
 
     def reshape(self, node: Node) -> None:
         """RESHAPE, by way of NCHW order where that differs from NHWC order."""
+        before, after = self.graph.shapes[node.inputs[0]], self.graph.shapes[node.output]
+        if len(before) == len(after) == 4 and before[:2] == after[:2]:
+            # Rows are cut or joined, and in both orders the channels stay where they are.
+            self._reshape(self._value(node.inputs[0]), nhwc(after), self._value(node.output))
+            return
         x = self._ordered(node.inputs[0], self._value(node.inputs[0]))
         shape = self.graph.shapes[node.output]
         if len(shape) == 4 and not _order_free(shape):
@@ -382,6 +411,12 @@ class TfliteWriter:
             self._transpose(middle, _NHWC, self._value(node.output))
         else:
             self._reshape(x, nhwc(shape), self._value(node.output))
+
+    def channels_to_width(self, node: Node) -> None:
+        """RESHAPE: in NHWC the bytes are in this order already."""
+        self._reshape(
+            self._value(node.inputs[0]), nhwc(self.graph.shapes[node.output]), self._value(node.output)
+        )
 
     def _ordered(self, name: str, tensor: int) -> int:
         """The tensor with its values in NCHW order."""
@@ -452,6 +487,8 @@ _EMITTERS: dict[str, Callable[[TfliteWriter, Node], None]] = {
     "concat": TfliteWriter.concat,
     "reshape": TfliteWriter.reshape,
     "transpose": TfliteWriter.transpose,
+    "channels_to_width": TfliteWriter.channels_to_width,
+    "width_to_channels": TfliteWriter.channels_to_width,
 }
 
 
@@ -462,4 +499,6 @@ def write_tflite(request: WriteRequest) -> ModelFile:
     return described
 
 
-EXPORTER = Exporter(".tflite", "stepwise", legalise, write_tflite, ("ai-edge-litert", "flatbuffers"))
+EXPORTER = Exporter(
+    ".tflite", "stepwise", legalise, write_tflite, ("ai-edge-litert", "flatbuffers"), costs="litert"
+)

@@ -67,7 +67,7 @@ def _summary(artifact: Artifact, seconds: float) -> dict[str, Any]:
         "relative_error": parity["relative_error"],
         "parity_images": parity["images"],
         "seconds": round(seconds, 2),
-        **{k: artifact.model[k] for k in ("arena_bytes",) if k in artifact.model},
+        **{k: artifact.model[k] for k in ("arena_bytes", "float_layers") if k in artifact.model},
     }
 
 
@@ -94,6 +94,30 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
                 f"{Path(row['artifact']).name}: {row['bytes']:,} bytes of constants in flash, "
                 f"{row['arena_bytes']:,} bytes of arena in RAM"
             )
+        if "float_layers" in row:
+            stdout.print(f"{Path(row['artifact']).name}: in float: {', '.join(row['float_layers'])}")
+
+
+def _show_drift(name: str, drift: dict[str, Any]) -> None:
+    """One row a layer: its steps from h_1 to h_T."""
+    from rich.table import Table
+
+    table = Table(title=f"Drift of h_t in {name}, {drift['images']} images", title_justify="left")
+    table.add_column("Layer", overflow="fold")
+    for column in ("Unroll", "Conversion", "Quantisation, h₁ … h_T", "dB"):
+        table.add_column(column, justify="right")
+    for layer, steps in drift["layers"].items():
+        worst = [max((v for v in steps[k] if v is not None), default=None) for k in ("unroll", "conversion")]
+        table.add_row(
+            layer,
+            *("–" if v is None else f"{v:.0e}" for v in worst),
+            " ".join(
+                "dead" if not size else "–" if v is None else f"{v:.1%}"
+                for v, size in zip(steps["quantization"], steps["rms"], strict=True)
+            ),
+            " ".join("–" if v is None else f"{v:.0f}" for v in steps["sqnr_db"]),
+        )
+    stdout.print(table)
 
 
 _MODEL = typer.Argument(
@@ -140,6 +164,26 @@ _TIMING_CACHE = typer.Option(
     show_default=False,
     rich_help_panel=_ENGINES,
 )
+_INT8 = "Int8"
+_EQUAL = typer.Option(
+    "--equal-scales",
+    help="One scale for all V terms of a CSR-Conv and one for all its U terms: fewer tables.",
+    rich_help_panel=_INT8,
+)
+_FLOAT_LAYERS = typer.Option(
+    metavar="NAMES",
+    help="Modules that stay in float, with commas between; TFLite and ONNX only.",
+    show_default=False,
+    rich_help_panel=_INT8,
+)
+_KEEP_WORST = typer.Option(
+    help="Also keep so many layers in float: those whose quantisation moves the logits most.",
+    rich_help_panel=_INT8,
+)
+_DRIFT = typer.Option(
+    "--drift",
+    help="Show the error of every state h_t by where it arises; it is in the manifest in any case.",
+)
 _MCU = "Microcontrollers (--target mcu)"
 _FLASH = typer.Option(
     metavar="SIZE",
@@ -181,6 +225,10 @@ def export(
         str, typer.Option(help="Activation ranges: least-squares or min-max.")
     ] = "least-squares",
     bias_correction: Annotated[bool, typer.Option(help="Correct the mean error of every channel.")] = True,
+    equal_scales: Annotated[bool, _EQUAL] = False,
+    float_layers: Annotated[str | None, _FLOAT_LAYERS] = None,
+    keep_worst: Annotated[int, _KEEP_WORST] = 0,
+    drift: Annotated[bool, _DRIFT] = False,
     batch: Annotated[int, typer.Option(help="Batch size of the static graph.")] = 1,
     batch_profile: Annotated[str | None, _PROFILE] = None,
     seed: Annotated[int, typer.Option(help="Fixes the images drawn.")] = 0,
@@ -239,7 +287,12 @@ def export(
             "batch_profile": profile,
         },
         mcu=mcu,
-        ranges=ranges, bias_correction=bias_correction,
+        drift=drift,
+        quantization={
+            "ranges": ranges, "bias_correction": bias_correction, "seed": seed, "equal_steps": equal_scales,
+            "float_layers": tuple(n.strip() for n in (float_layers or "").split(",") if n.strip()),
+            "keep_worst": keep_worst,
+        },
     )  # fmt: skip
 
 
@@ -348,8 +401,8 @@ def _stage_shower(status: Status, what: str) -> Callable[[str], None]:
 def _export_all(
     model: Path, targets: list[Any], out: Path, calibration: str | None, name: str | None,
     builder: EngineBuilder | None, *,
-    force: bool, as_json: bool, settings: dict[str, Any], mcu: dict[str, Any], ranges: str,
-    bias_correction: bool,
+    force: bool, as_json: bool, settings: dict[str, Any], mcu: dict[str, Any],
+    quantization: dict[str, Any], drift: bool,
 ) -> None:  # fmt: skip
     from dataclasses import replace
 
@@ -377,7 +430,7 @@ def _export_all(
         own["mcu"] = McuOptions(**mcu)
     options = ExportOptions(
         **settings,
-        quantization=QuantizeOptions(ranges, bias_correction, settings["seed"]),
+        quantization=QuantizeOptions(**quantization),
         target_options=own,
     )
     network = Network.from_checkpoint(model)
@@ -414,6 +467,9 @@ def _export_all(
         stdout.print_json(json.dumps(rows))
         return
     _show(rows, out)
+    for artifact in artifacts if drift else ():
+        if "drift" in artifact.parity:
+            _show_drift(artifact.path.name, artifact.parity["drift"])
     if engines:
         from csr_deploy.cli.engines import show
 

@@ -103,6 +103,14 @@ def train(
     distill_temperature: Annotated[
         float | None, typer.Option(help="Temperature of the softened answers.", show_default="2")
     ] = None,
+    qat: Annotated[
+        bool,
+        typer.Option(
+            "--qat",
+            help="Quantisation-aware fine-tuning: train with the rounding of the int8 export. Start from a "
+            "trained network with --init, few epochs, a small --lr.",
+        ),
+    ] = False,
     recipe: Annotated[
         RecipeName,
         typer.Option(
@@ -211,6 +219,7 @@ def train(
         init,
         freeze,
         teacher,
+        qat,
     )
     if is_main_process():
         training.check_out(options)

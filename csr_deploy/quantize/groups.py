@@ -10,8 +10,22 @@ from csr_deploy.quantize.scheme import Scheme
 from csr_deploy.unroll.graph import Graph, GraphEditor
 
 
-def scale_groups(graph: Graph, scheme: Scheme) -> dict[str, str]:
-    """Value name → representative of its group, for every value of the graph."""
+def scale_groups(
+    graph: Graph,
+    scheme: Scheme,
+    *,
+    equal_steps: bool = False,
+    real_nodes: frozenset[str] = frozenset(),
+) -> dict[str, str]:
+    """Value name → representative of its group, for every value of the graph.
+
+    Args:
+        graph: The graph.
+        scheme: Says which operations keep the scale.
+        equal_steps: Also give the results of one tied weight one scale, whichever step they belong to:
+            all terms V*x_t, all terms U*h_t. (The states share one already, with their concatenation.)
+        real_nodes: Outputs of nodes that compute with real numbers, and so tie nothing.
+    """
     parent = {name: name for name in graph.shapes}
 
     def find(name: str) -> str:
@@ -20,11 +34,18 @@ def scale_groups(graph: Graph, scheme: Scheme) -> dict[str, str]:
             name = parent[name]
         return name
 
+    terms: dict[tuple[str, object], str] = {}
     for node in graph.nodes:
+        if node.output in real_nodes:
+            continue
         if node.op in scheme.same_scale:
             for name in node.inputs:
                 if name in parent:
                     parent[find(name)] = find(node.output)
+        elif equal_steps and node.op == "conv2d":
+            # h_1 is the result of V behind a ReLU: its range is not that of the bare terms.
+            kind = (node.inputs[1], node.attrs.get("activation"))
+            parent[find(node.output)] = find(terms.setdefault(kind, node.output))
     return {name: find(name) for name in graph.shapes}
 
 

@@ -10,11 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csr_deploy.data import Preprocessing
 from csr_deploy.quantize.scheme import QMAX, QMIN, Scheme
 from csr_deploy.types import Quantization
 from csr_deploy.unroll.evaluate import evaluate
 from csr_deploy.unroll.graph import Graph, Node
 
+RANGES = ("least-squares", "min-max")
+MOVES = frozenset(
+    {"slice", "reshape", "transpose", "concat", "pad", "channels_to_width", "width_to_channels"}
+)
 _SAMPLES_PER_BATCH = 2048
 _RATIOS = np.linspace(1.0, 0.3, 36)
 
@@ -67,8 +72,8 @@ def collect(
     found: dict[str, Statistics] = {}
 
     def visit(node: Node, value: Tensor) -> None:
-        # Values that are only moved were seen where they were made.
-        if node.op in ("slice", "reshape", "transpose", "concat", "pad"):
+        # Values that are only moved were seen where they were made, unless their scale is their own.
+        if node.op in MOVES and groups.get(node.inputs[0]) == groups[node.output]:
             return
         found.setdefault(groups[node.output], Statistics()).observe(value, generator)
 
@@ -76,3 +81,43 @@ def collect(
         found.setdefault(groups[graph.input], Statistics()).observe(batch, generator)
         evaluate(graph, batch, visit=visit)
     return found
+
+
+def choose_scales(
+    found: Mapping[str, Statistics],
+    scheme: Scheme,
+    fixed: Mapping[str, str],
+    source: str,
+    result: str,
+    preprocessing: Preprocessing,
+    ranges: str,
+) -> dict[str, Quantization]:
+    """The quantisation of every group of values.
+
+    Args:
+        found: Group → what calibration saw of it.
+        scheme: What the format's integers can be.
+        fixed: Groups whose scale an operation prescribes → that operation.
+        source: Group of the graph's input.
+        result: Group of the graph's output.
+        preprocessing: Gives the exact range of the input.
+        ranges: One of `RANGES`.
+    """
+    out: dict[str, Quantization] = {}
+    for group, statistics in found.items():
+        if group in fixed:
+            out[group] = scheme.fixed_output[fixed[group]]
+        elif group == source:
+            bounds = [
+                (np.array([0.0, 1.0]) - m) / s
+                for m, s in zip(preprocessing.mean, preprocessing.std, strict=True)
+            ]
+            # Exact for the picture, and wide enough for what else may have been joined to it.
+            low = min(float(np.min(bounds)), statistics.low)
+            out[group] = scheme.choose(low, max(float(np.max(bounds)), statistics.high))
+        elif group == result or ranges == "min-max":
+            # Clipping logits would tie the classes that matter most.
+            out[group] = statistics.min_max(scheme)
+        else:
+            out[group] = statistics.least_squares(scheme)
+    return out

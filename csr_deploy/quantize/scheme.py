@@ -18,7 +18,19 @@ from csr_deploy.unroll.graph import Graph, Node
 
 QMIN, QMAX = -128, 127
 
-SAME_SCALE_OPS = frozenset({"slice", "pad", "reshape", "transpose", "concat", "max_pool2d", "avg_pool2d"})
+SAME_SCALE_OPS = frozenset(
+    {
+        "slice",
+        "pad",
+        "reshape",
+        "transpose",
+        "channels_to_width",
+        "width_to_channels",
+        "concat",
+        "max_pool2d",
+        "avg_pool2d",
+    }
+)
 """Operations whose inputs and output must have one scale in TFLite."""
 
 _FIXED_OUTPUT: dict[str, Quantization] = {
@@ -55,12 +67,25 @@ class QuantizedGraph:
         activations: Value name → quantisation; values that stay real have none.
         weights: Constant name → integer weight; tied weights have one entry.
         biases: Output name of a node → int32 bias [O].
+        real_nodes: Output names of the nodes that compute with real numbers in a format whose other nodes
+            are all integer. Such a node reads real inputs and constants; its output is a real value, which
+            has a quantisation too where an integer node, or the model's border, reads it.
     """
 
     graph: Graph
     activations: Mapping[str, Quantization]
     weights: Mapping[str, WeightQuantization]
     biases: Mapping[str, NDArray[np.int32]]
+    real_nodes: frozenset[str] = frozenset()
+
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """Modules that the nodes with real numbers come from, in order."""
+        return tuple(dict.fromkeys(n.origin for n in self.graph.nodes if n.output in self.real_nodes))
+
+    def is_weighted(self, node: Node) -> bool:
+        """Whether a node has an integer weight."""
+        return node.output not in self.real_nodes and len(node.inputs) > 1 and node.inputs[1] in self.weights
 
     def bias_scales(self, node: Node) -> NDArray[np.float32]:
         """Scale of a node's int32 bias, per output channel."""

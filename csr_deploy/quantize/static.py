@@ -9,8 +9,8 @@ arises (after Nagel et al. 2019, section 4.2, applied node by node).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from csr_deploy.data import Preprocessing
 from csr_deploy.errors import OptionError
 from csr_deploy.quantize.groups import fixed_groups, scale_groups, separate_fixed_scales
-from csr_deploy.quantize.ranges import Statistics, collect
+from csr_deploy.quantize.ranges import RANGES, choose_scales, collect
 from csr_deploy.quantize.scheme import (
     AFFINE,
     QuantizedGraph,
@@ -28,12 +28,12 @@ from csr_deploy.quantize.scheme import (
     WeightQuantization,
     quantize_weight,
 )
-from csr_deploy.quantize.simulate import fake_quantize
+from csr_deploy.quantize.sensitivity import check_layers, layer_nodes, sensitivity
+from csr_deploy.quantize.simulate import fake_quantize, rounded_constants
 from csr_deploy.types import Quantization
 from csr_deploy.unroll.evaluate import activate, evaluate_node, linear_part, torch_constants
 from csr_deploy.unroll.graph import Graph, Node
 
-RANGES = ("least-squares", "min-max")
 _LEAST_IMAGES = 16
 _MOST_VALUES = 64_000_000
 """Of one activation over all images that bias correction uses, 256 MB in float32."""
@@ -47,15 +47,23 @@ class QuantizeOptions:
         ranges: How activation ranges are chosen, one of `RANGES`.
         bias_correction: Take the mean error of every output channel out of its bias.
         seed: Fixes the samples that ranges are chosen from.
+        equal_steps: One scale for all V terms of a layer and one for all its U terms.
+        float_layers: Modules that compute with real numbers, between a dequantisation and a quantisation.
+        keep_worst: That many more of them: those that move the logits most when they alone are quantised.
     """
 
     ranges: str = "least-squares"
     bias_correction: bool = True
     seed: int = 0
+    equal_steps: bool = False
+    float_layers: tuple[str, ...] = ()
+    keep_worst: int = 0
 
     def __post_init__(self) -> None:
         if self.ranges not in RANGES:
             raise OptionError(f"unknown ranges '{self.ranges}'", fix=f"Use one of {', '.join(RANGES)}.")
+        if self.keep_worst < 0:
+            raise OptionError(f"{self.keep_worst} layers cannot be kept in float", fix="Give 0 or more.")
 
 
 def quantize(
@@ -74,27 +82,70 @@ def quantize(
         options: How.
         scheme: What the format's integers can be.
     """
+    if (options.float_layers or options.keep_worst) and scheme.real_constants:
+        raise OptionError(
+            "this target has no layers in float between integer ones",
+            fix="Leave out the layers to keep in float, or export to TFLite or ONNX.",
+        )
     graph = separate_fixed_scales(graph, scheme)
-    groups = scale_groups(graph, scheme)
+    layers = layer_nodes(graph)
+    check_layers(options.float_layers, layers)
+    made = _quantize(graph, calibration, preprocessing, options, scheme, options.float_layers)
+    if not options.keep_worst:
+        return made
+    ranked = [name for name in sensitivity(made, calibration) if name not in options.float_layers]
+    kept = (*options.float_layers, *ranked[: options.keep_worst])
+    return _quantize(graph, calibration, preprocessing, options, scheme, kept)
+
+
+def _quantize(
+    graph: Graph,
+    calibration: Sequence[Tensor],
+    preprocessing: Preprocessing,
+    options: QuantizeOptions,
+    scheme: Scheme,
+    float_layers: Sequence[str],
+) -> QuantizedGraph:
+    kept = set(float_layers)
+    real_nodes = frozenset(node.output for node in graph.nodes if node.origin in kept)
+    groups = scale_groups(graph, scheme, equal_steps=options.equal_steps, real_nodes=real_nodes)
     found = collect(graph, calibration, groups, options.seed)
-    scales = _choose(graph, groups, found, preprocessing, options, scheme)
-    real = scheme.real(graph, groups)
+    scales = choose_scales(
+        found,
+        scheme,
+        fixed_groups(graph, groups, scheme),
+        groups[graph.input],
+        groups[graph.output],
+        preprocessing,
+        options.ranges,
+    )
+    real = scheme.real(graph, groups) | _only_real(graph, real_nodes)
     activations = {name: scales[groups[name]] for name in graph.shapes if name not in real}
     weights: dict[str, WeightQuantization] = {}
-    for node in graph.nodes:
+    integer = [node for node in graph.nodes if node.output not in real_nodes]
+    for node in integer:
         if node.op in scheme.weighted and node.inputs[1] not in weights:
             weights[node.inputs[1]] = quantize_weight(graph.constants[node.inputs[1]])
-    constants = _constant_operands(graph, scheme)
-    quantized = QuantizedGraph(graph, {**activations, **constants}, weights, {})
+    constants = {} if scheme.real_constants else _constant_operands(graph, integer, scheme)
+    quantized = QuantizedGraph(graph, {**activations, **constants}, weights, {}, real_nodes)
     biases = _biases(quantized, calibration, options.bias_correction)
-    return QuantizedGraph(graph, quantized.activations, weights, biases)
+    return replace(quantized, biases=biases)
 
 
-def _constant_operands(graph: Graph, scheme: Scheme) -> dict[str, Quantization]:
+def _only_real(graph: Graph, real_nodes: frozenset[str]) -> frozenset[str]:
+    """Results of real nodes that no integer node reads."""
+    read = {graph.output}
+    for node in graph.nodes:
+        if node.output not in real_nodes:
+            read.update(node.inputs)
+    return real_nodes - read
+
+
+def _constant_operands(graph: Graph, nodes: Sequence[Node], scheme: Scheme) -> dict[str, Quantization]:
     """Quantisation of constants that stand as operands of add and mul."""
     out: dict[str, Quantization] = {}
-    for node in graph.nodes:
-        if node.op in ("add", "mul") and not scheme.real_constants:
+    for node in nodes:
+        if node.op in ("add", "mul"):
             for name in node.inputs:
                 if name in graph.constants:
                     value = graph.constants[name]
@@ -102,45 +153,18 @@ def _constant_operands(graph: Graph, scheme: Scheme) -> dict[str, Quantization]:
     return out
 
 
-def _choose(
-    graph: Graph,
-    groups: dict[str, str],
-    found: dict[str, Statistics],
-    preprocessing: Preprocessing,
-    options: QuantizeOptions,
-    scheme: Scheme,
-) -> dict[str, Quantization]:
-    fixed = fixed_groups(graph, groups, scheme)
-    out: dict[str, Quantization] = {}
-    for group, statistics in found.items():
-        if group in fixed:
-            out[group] = scheme.fixed_output[fixed[group]]
-        elif group == groups[graph.input]:
-            bounds = [
-                (np.array([0.0, 1.0]) - m) / s
-                for m, s in zip(preprocessing.mean, preprocessing.std, strict=True)
-            ]
-            # Exact for the picture, and wide enough for what else may have been joined to it.
-            low, high = (
-                min(float(np.min(bounds)), statistics.low),
-                max(float(np.max(bounds)), statistics.high),
-            )
-            out[group] = scheme.choose(low, high)
-        elif group == groups[graph.output] or options.ranges == "min-max":
-            # Clipping logits would tie the classes that matter most.
-            out[group] = statistics.min_max(scheme)
-        else:
-            out[group] = statistics.least_squares(scheme)
-    return out
-
-
-def _is_weighted(node: Node, quantized: QuantizedGraph) -> bool:
-    return len(node.inputs) > 1 and node.inputs[1] in quantized.weights
-
-
 def _rounded(value: Tensor, quantized: QuantizedGraph, name: str) -> Tensor:
     q = quantized.activations.get(name)
     return value if q is None else fake_quantize(value, q)
+
+
+def _as_read(
+    name: str, values: Mapping[str, Tensor], constants: Mapping[str, Tensor], quantized: QuantizedGraph
+) -> Tensor:
+    """What an integer node reads."""
+    if name not in values:
+        return constants[name]
+    return _rounded(values[name], quantized, name) if name in quantized.real_nodes else values[name]
 
 
 def _float_bias(graph: Graph, node: Node) -> NDArray[np.float64]:
@@ -162,27 +186,25 @@ def _biases(
     biases: dict[str, NDArray[np.int32]] = {}
     if not correct:
         for node in graph.nodes:
-            if _is_weighted(node, quantized) and len(node.inputs) > 2:
+            if quantized.is_weighted(node) and len(node.inputs) > 2:
                 biases[node.output] = _integer_bias(_float_bias(graph, node), quantized.bias_scales(node))
         return biases
     # Every image goes through one node before the next node is met: what is held at once is bounded here.
     largest = max(math.prod(shape[1:]) for shape in graph.shapes.values())
     x = torch.cat(list(calibration))[: max(_LEAST_IMAGES, _MOST_VALUES // largest)]
     exact_constants = torch_constants(graph, torch.float32)
-    rounded_constants = dict(exact_constants)
-    for name, weight in quantized.weights.items():
-        rounded_constants[name] = torch.from_numpy(weight.dequantize())
-    for name in graph.constants:
-        if name in quantized.activations:
-            rounded_constants[name] = fake_quantize(exact_constants[name], quantized.activations[name])
+    integer_constants = rounded_constants(quantized)
     exact: dict[str, Tensor] = {graph.input: x}
     rounded: dict[str, Tensor] = {graph.input: _rounded(x, quantized, graph.input)}
     last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     with torch.no_grad():
         for index, node in enumerate(graph.nodes):
             a = [exact[i] if i in exact else exact_constants[i] for i in node.inputs]
-            b = [rounded[i] if i in rounded else rounded_constants[i] for i in node.inputs]
-            if _is_weighted(node, quantized):
+            if node.output in quantized.real_nodes:
+                b = [rounded[i] if i in rounded else exact_constants[i] for i in node.inputs]
+            else:
+                b = [_as_read(i, rounded, integer_constants, quantized) for i in node.inputs]
+            if quantized.is_weighted(node):
                 scales = quantized.bias_scales(node)
                 exact_sum, rounded_sum = linear_part(node, a), linear_part(node, b)
                 axes = [0, *range(2, exact_sum.ndim)]
@@ -199,7 +221,8 @@ def _biases(
             else:
                 exact[node.output] = evaluate_node(node, a)
                 value = evaluate_node(node, b)
-            rounded[node.output] = _rounded(value, quantized, node.output)
+            real = node.output in quantized.real_nodes
+            rounded[node.output] = value if real else _rounded(value, quantized, node.output)
             for name in set(node.inputs):
                 if last[name] == index and name != graph.output:
                     exact.pop(name, None)

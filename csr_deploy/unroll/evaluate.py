@@ -86,6 +86,14 @@ def evaluate_node(node: Node, inputs: list[Tensor]) -> Tensor:
         return x.reshape(-1, *a["shape"][1:])
     if node.op == "transpose":
         return x.permute(a["perm"])
+    if node.op == "channels_to_width":
+        n, c, height, width = x.shape
+        parts = x.reshape(n, a["block"], c // a["block"], height, width)
+        return parts.permute(0, 2, 3, 4, 1).reshape(n, c // a["block"], height, width * a["block"])
+    if node.op == "width_to_channels":
+        n, c, height, width = x.shape
+        parts = x.reshape(n, c, height, width // a["block"], a["block"])
+        return parts.permute(0, 4, 1, 2, 3).reshape(n, c * a["block"], height, width // a["block"])
     raise GraphError(f"'{node.op}' cannot be evaluated: unroll the graph first", where=node.output)
 
 

@@ -52,6 +52,7 @@ class Graph:
         input: Name of the input value.
         output: Name of the output value.
         shapes: Shape of every value (not of constants).
+        arranged: Constant → the kernels that a pass arranged it from, zeros between them perhaps.
     """
 
     nodes: tuple[Node, ...]
@@ -59,6 +60,7 @@ class Graph:
     input: str
     output: str
     shapes: Mapping[str, Shape]
+    arranged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def shape(self, name: str) -> Shape:
         """Shape of a value or constant."""
@@ -88,7 +90,12 @@ class Graph:
 
 
 def build_graph(
-    nodes: Iterable[Node], constants: Mapping[str, Array], graph_input: str, input_shape: Shape, output: str
+    nodes: Iterable[Node],
+    constants: Mapping[str, Array],
+    graph_input: str,
+    input_shape: Shape,
+    output: str,
+    arranged: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Graph:
     """Makes a checked graph: infers shapes, drops dead nodes and unused constants.
 
@@ -131,6 +138,7 @@ def build_graph(
         graph_input,
         output,
         {k: v for k, v in shapes.items() if k in live or k == graph_input},
+        {k: v for k, v in (arranged or {}).items() if k in live},
     )
 
 
@@ -144,6 +152,7 @@ class GraphEditor:
         self.graph = graph
         self.constants: dict[str, Array] = dict(graph.constants)
         self.shapes: dict[str, Shape] = {graph.input: graph.shapes[graph.input]}
+        self.arranged: dict[str, tuple[str, ...]] = dict(graph.arranged)
         self.nodes: list[Node] = []
         self.output = graph.output
         self._aliases: dict[str, str] = {}
@@ -186,6 +195,13 @@ class GraphEditor:
         self.constants[name] = value
         return name
 
+    def arrangement(self, hint: str, value: Array, sources: Sequence[str]) -> str:
+        """Adds a constant that holds the values of kernels in another order, zeros between them perhaps."""
+        name = self.constant(hint, value)
+        kernels = [k for source in sources for k in self.arranged.get(source, (source,))]
+        self.arranged[name] = tuple(dict.fromkeys(kernels))
+        return name
+
     def fresh(self, hint: str) -> str:
         """A name not in use, `hint` itself where possible."""
         name, count = hint, 1
@@ -198,5 +214,10 @@ class GraphEditor:
         """The rewritten graph, checked."""
         graph = self.graph
         return build_graph(
-            self.nodes, self.constants, graph.input, graph.shapes[graph.input], self.resolve(self.output)
+            self.nodes,
+            self.constants,
+            graph.input,
+            graph.shapes[graph.input],
+            self.resolve(self.output),
+            self.arranged,
         )

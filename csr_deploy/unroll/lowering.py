@@ -2,35 +2,104 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import nn
 
 from csr_deploy.errors import OptionError
 from csr_deploy.unroll.capture import capture
+from csr_deploy.unroll.choose import (
+    cheapest_fold,
+    cheapest_joint,
+    cheapest_width,
+    fill_lanes,
+    fold_lanes,
+    rows_always,
+)
+from csr_deploy.unroll.cost import CostModel
 from csr_deploy.unroll.graph import Graph
 from csr_deploy.unroll.ops import Shape
+from csr_deploy.unroll.passes import fold_pixels as folding
+from csr_deploy.unroll.passes import stack_steps as stacking
+from csr_deploy.unroll.passes import widen as widening
 from csr_deploy.unroll.passes.absorb_truncation import absorb_truncation
 from csr_deploy.unroll.passes.fold_affine import fold_affine
 from csr_deploy.unroll.passes.fuse_activation import fuse_activation
+from csr_deploy.unroll.passes.keep_groups import keep_groups
 from csr_deploy.unroll.passes.lift_vectors import lift_vectors
 from csr_deploy.unroll.passes.simplify import simplify
 from csr_deploy.unroll.passes.unroll import unroll_stepwise, unroll_time_major
 
 Pass = Callable[[Graph], Graph]
+AUTO = "auto"
 
-LOWERINGS: dict[str, Pass] = {"stepwise": unroll_stepwise, "time-major": unroll_time_major}
-"""Strategies by name: how a CSR-Conv becomes plain operations."""
 
-OPTIMISATIONS: tuple[Pass, ...] = (
-    simplify,
-    absorb_truncation,
-    simplify,
-    fold_affine,
-    fuse_activation,
-    lift_vectors,
-    simplify,
-)
+@dataclass(frozen=True)
+class Lowering:
+    """A strategy: how CSR-Convs become plain operations.
+
+    Attributes:
+        unroll: Writes the recurrence out.
+        groups: Keep the channel groups of consecutive CSR-Convs apart.
+        joint: How V and U of a step become one convolution; None for never.
+        pixels: How many pixels a filter computes; None for one, always.
+        folded: How many pixels become one for an affine; None for one, always.
+    """
+
+    unroll: Pass
+    groups: bool = False
+    joint: stacking.Chooser | None = None
+    pixels: widening.Chooser | None = None
+    folded: folding.Chooser | None = None
+
+    def passes(self) -> tuple[Pass, ...]:
+        """All passes in their order, the unrolling first."""
+        chosen: list[Pass] = [self.unroll, simplify, absorb_truncation, simplify]
+        if self.groups:
+            chosen += [keep_groups, simplify]
+        chosen += [fold_affine, fuse_activation]
+        if self.joint is not None:
+            chosen += [partial(stacking.stack_steps, choose=self.joint), simplify]
+        if self.pixels is not None:
+            chosen += [partial(widening.widen, choose=self.pixels)]
+        if self.folded is not None:
+            chosen += [partial(folding.fold_pixels, choose=self.folded)]
+        return (*chosen, lift_vectors, simplify)
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Lowers a captured graph."""
+        for each in self.passes():
+            graph = each(graph)
+        return graph
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "stepwise": Lowering(unroll_stepwise),
+    "time-major": Lowering(unroll_time_major),
+    "grouped": Lowering(unroll_stepwise, groups=True),
+    "stacked": Lowering(unroll_stepwise, groups=True, joint=rows_always),
+    "wide": Lowering(unroll_stepwise, groups=True, joint=rows_always, pixels=fill_lanes, folded=fold_lanes),
+}
+"""Strategies by name, each the same for all layers. "auto" chooses for each layer by cost."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A lowered graph and how it came about.
+
+    Attributes:
+        graph: The legalised graph.
+        lowering: Key of `LOWERINGS`, or "auto".
+        figures: What was chosen and why, plain values for the manifest.
+    """
+
+    graph: Graph
+    lowering: str
+    figures: dict[str, Any]
 
 
 def unroll(model: nn.Module, input_shape: Shape, lowering: str = "stepwise") -> Graph:
@@ -45,9 +114,68 @@ def unroll(model: nn.Module, input_shape: Shape, lowering: str = "stepwise") -> 
         OptionError: If the strategy is unknown.
         CaptureError: If the model cannot be captured.
     """
-    if lowering not in LOWERINGS:
-        raise OptionError(f"unknown lowering '{lowering}'", fix=f"Known: {', '.join(LOWERINGS)}.")
-    graph = LOWERINGS[lowering](capture(model, input_shape))
-    for optimise in OPTIMISATIONS:
-        graph = optimise(graph)
-    return graph
+    return find_lowering(lowering)(capture(model, input_shape))
+
+
+def find_lowering(name: str) -> Lowering:
+    """The strategy of that name.
+
+    Raises:
+        OptionError: If there is none.
+    """
+    if name not in LOWERINGS:
+        raise OptionError(f"unknown lowering '{name}'", fix=f"Known: {AUTO}, {', '.join(LOWERINGS)}.")
+    return LOWERINGS[name]
+
+
+def lower(
+    model: nn.Module, input_shape: Shape, lowering: str, legalise: Pass, costs: CostModel | None = None
+) -> Lowered:
+    """Lowers a network for a format, by a given strategy or by the cheapest.
+
+    With "auto", every strategy and the mixtures that the cost model favours layer by layer are lowered, and
+    the cheapest whole graph wins; the plain step-wise one is always among them.
+
+    Args:
+        model: The network.
+        input_shape: [N, C, H, W].
+        lowering: Key of `LOWERINGS`, or "auto".
+        legalise: Makes a graph expressible in the format.
+        costs: Of the runtime that will run it; needed for "auto".
+
+    Raises:
+        OptionError: If the strategy is unknown, or "auto" has no costs to choose by.
+        CaptureError: If the model cannot be captured.
+    """
+    captured = capture(model, input_shape)
+    if lowering != AUTO:
+        return Lowered(legalise(find_lowering(lowering)(captured)), lowering, {})
+    if costs is None:
+        raise OptionError("there is no cost model to choose a lowering by", fix="Give --lowering by name.")
+    joint = partial(cheapest_joint, costs)
+    pixels = partial(cheapest_width, costs)
+    folded = partial(cheapest_fold, costs)
+    mixed = Lowering(unroll_stepwise, joint=joint, pixels=pixels, folded=folded)
+    candidates = {**LOWERINGS, "mixed": mixed, "mixed, grouped": replace(mixed, groups=True)}
+    graphs = {name: legalise(strategy(captured)) for name, strategy in candidates.items()}
+    totals = {name: costs.graph(graph) for name, graph in graphs.items()}
+    best = min(totals, key=lambda name: totals[name])
+    figures = {
+        "cost_model": costs.name,
+        "chosen": best,
+        "cost_of_stepwise": round(totals[best] / totals["stepwise"], 4),
+        "joined_steps": _joined(graphs[best]),
+        "pixels_per_filter": _pixels(graphs[best]),
+    }
+    return Lowered(graphs[best], AUTO, figures)
+
+
+def _joined(graph: Graph) -> int:
+    """Convolutions that read both the input and the state."""
+    return sum(n.op == "conv2d" and "+" in n.inputs[1] for n in graph.nodes)
+
+
+def _pixels(graph: Graph) -> dict[str, int]:
+    """Pixels a filter computes → number of such convolutions, for those above one."""
+    found = Counter(n.attrs["block"] for n in graph.nodes if n.op == "channels_to_width")
+    return {str(k): v for k, v in sorted(found.items())}

@@ -15,6 +15,8 @@
 | concat | x… | axis |
 | reshape | x | shape |
 | transpose | x | perm |
+| channels_to_width | x [N,b·C,H,W] → [N,C,H,b·W], out[c, h, b·w + j] = x[j·C + c, h, w] | block b |
+| width_to_channels | x [N,C,H,b·W] → [N,b·C,H,W], its inverse | block b |
 | csr_conv2d | x, weights… | layer (a `CsrLayer`), removed by the unroll pass |
 
 Padding is (top, left, bottom, right).
@@ -158,6 +160,18 @@ def _transpose(shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
     return tuple(shapes[0][p] for p in perm)
 
 
+def _channels_to_width(shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
+    x, block = shapes[0], attrs["block"]
+    _need(len(x) == 4 and x[1] % block == 0, f"{x} has no {block} groups of channels")
+    return (x[0], x[1] // block, x[2], x[3] * block)
+
+
+def _width_to_channels(shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
+    x, block = shapes[0], attrs["block"]
+    _need(len(x) == 4 and x[3] % block == 0, f"the width of {x} is no multiple of {block}")
+    return (x[0], x[1] * block, x[2], x[3] // block)
+
+
 def _csr_conv2d(shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
     x, layer = shapes[0], attrs["layer"]
     (kh, kw), (sh, sw), (ph, pw) = layer.kernel_size, layer.stride, layer.padding
@@ -186,5 +200,7 @@ OPS: dict[str, Op] = {
     "concat": Op(_concat),
     "reshape": Op(_reshape),
     "transpose": Op(_transpose),
+    "channels_to_width": Op(_channels_to_width),
+    "width_to_channels": Op(_width_to_channels),
     "csr_conv2d": Op(_csr_conv2d),
 }

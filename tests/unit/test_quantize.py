@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from csr_deploy.data import Preprocessing
 from csr_deploy.errors import OptionError
+from csr_deploy.exporters import onnx as onnx_exporter
+from csr_deploy.exporters import tflite as tflite_exporter
+from csr_deploy.exporters.base import Exporter, WriteRequest
 from csr_deploy.exporters.tflite_legalise import legalise
-from csr_deploy.quantize import QuantizedGraph, QuantizeOptions, quantize
+from csr_deploy.quantize import QuantizedGraph, QuantizeOptions, Simulation, quantize, sensitivity
 from csr_deploy.quantize.ranges import Statistics
 from csr_deploy.quantize.scheme import (
     AFFINE,
@@ -21,6 +29,8 @@ from csr_deploy.quantize.scheme import (
     quantize_weight,
 )
 from csr_deploy.types import Quantization
+from csr_deploy.unroll.evaluate import run_graph
+from csr_deploy.unroll.graph import Graph
 from csr_deploy.unroll.lowering import unroll
 from tests.networks import NETWORKS
 
@@ -147,3 +157,93 @@ def test_the_symmetric_scheme_rounds_only_where_a_kernel_reads() -> None:
             assert accumulators[0] in summed
             assert [c.output for c in consumers[accumulators[0]]] == [node.output]
     assert fused
+
+
+SHAPE = (3, 32, 32)
+PREPROCESSING = Preprocessing(32, 32, (0.5,) * 3, (0.25,) * 3)
+
+
+def pictures(count: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return NETWORKS["resnet20-5x3"][0]()
+
+
+@pytest.fixture(scope="module")
+def graph(network: nn.Module) -> Graph:
+    return legalise(unroll(network, (1, *SHAPE)))
+
+
+def test_equal_steps_give_the_terms_of_a_layer_one_scale(graph: Graph) -> None:
+    made = quantize(graph, [pictures()], PREPROCESSING, QuantizeOptions(equal_steps=True))
+    scales: dict[tuple[str, object], set[Quantization]] = {}
+    for node in made.graph.nodes:
+        if node.op == "conv2d" and ".cell." in node.inputs[1]:
+            key = (node.inputs[1], node.attrs["activation"])
+            scales.setdefault(key, set()).add(made.activations[node.output])
+    assert len(scales) > 20
+    assert all(len(found) == 1 for found in scales.values())
+
+
+def test_only_the_quantised_layer_moves_the_logits(graph: Graph) -> None:
+    made = quantize(graph, [pictures()], PREPROCESSING, QuantizeOptions(bias_correction=False))
+    simulation, x = Simulation(made), pictures(4)
+    exact = run_graph(graph, x)
+    assert torch.allclose(simulation.run(x, only=()), exact, atol=1e-5)
+    errors = sensitivity(made, [x])
+    assert list(errors.values()) == sorted(errors.values(), reverse=True)
+    assert {"conv1", "layer3.2.conv2", "fc"} <= errors.keys()
+    assert min(errors.values()) > 0
+
+
+def test_the_worst_layers_stay_in_float(graph: Graph) -> None:
+    every = quantize(graph, [pictures()], PREPROCESSING, QuantizeOptions(bias_correction=False))
+    options = QuantizeOptions(bias_correction=False, keep_worst=2, float_layers=("layer2.0.conv1",))
+    mixed = quantize(graph, [pictures()], PREPROCESSING, options)
+    ranked = [name for name in sensitivity(every, [pictures()]) if name != "layer2.0.conv1"]
+    assert set(mixed.float_layers) == {"layer2.0.conv1", *ranked[:2]}
+    assert not any(n.output in mixed.real_nodes and mixed.is_weighted(n) for n in mixed.graph.nodes)
+
+
+def test_a_layer_that_does_not_exist(graph: Graph) -> None:
+    options = QuantizeOptions(float_layers=("layer3.2.conv",))
+    with pytest.raises(OptionError, match=r"layer3\.2\.conv1"):
+        quantize(graph, [pictures()], PREPROCESSING, options)
+    with pytest.raises(OptionError, match="between integer ones"):
+        quantize(graph, [pictures()], PREPROCESSING, QuantizeOptions(keep_worst=1), SYMMETRIC)
+
+
+@pytest.mark.parametrize(
+    "exporter", [tflite_exporter.EXPORTER, onnx_exporter.EXPORTER], ids=["tflite", "onnx"]
+)
+@pytest.mark.parametrize("layers", [("conv1", "layer3.1.conv1", "fc"), ("layer3.0.conv1", "layer3.0.conv2")])
+def test_a_mixed_file_computes_what_the_simulation_computes(
+    exporter: Exporter, layers: tuple[str, ...], network: nn.Module, tmp_path: Path
+) -> None:
+    plain = exporter.legalise(unroll(network, (1, *SHAPE)))
+    made = quantize(plain, [pictures()], PREPROCESSING, QuantizeOptions(float_layers=layers))
+    path = tmp_path / f"model{exporter.suffix}"
+    written = exporter.write(WriteRequest(made.graph, made, 8, path, "mixed"))
+    assert set(made.float_layers) == set(layers)
+    x = pictures(4, 1)
+    outputs = []
+    for picture in torch.split(x, 1):
+        values = written.input.encode(picture.numpy())
+        if exporter.suffix == ".onnx":
+            outputs.append(onnxruntime.InferenceSession(str(path)).run(None, {"image": values})[0])
+            continue
+        interpreter = Interpreter(str(path))
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], values)
+        interpreter.invoke()
+        result = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        outputs.append(written.output.decode(result))
+    expected = Simulation(made).run(x)
+    real = run_graph(plain, x)
+    # A value between two integers may be decided differently; a wrong scale would be far off.
+    error = (torch.from_numpy(np.concatenate(outputs)) - expected).square().mean()
+    assert error < 1.5 * (expected - real).square().mean()
+    assert error < 0.1 * real.var()

@@ -475,3 +475,16 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         train(architecture("resnet8", 2, 3), _BRIEF, _small_data(), options)
     with pytest.raises(OptionError, match="--init"):
         TrainOptions(tmp_path / "x", freeze=True)
+
+
+def test_quantisation_aware_training_is_resumed_exactly_too(tmp_path: Path, data: TrainingData) -> None:
+    recipe = replace(SHORT, epochs=3, learning_rate=0.01)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    made = train(PLAN, recipe, data, options(whole, qat=True))
+    assert made.training["qat"] is True
+    with pytest.raises(KeyboardInterrupt):
+        train(PLAN, recipe, data, options(broken, qat=True), on_step=interrupting(1, 2))
+    with pytest.raises(OptionError, match="other settings"):
+        train(PLAN, recipe, data, options(broken, resume=True))
+    train(PLAN, recipe, data, options(broken, qat=True, resume=True))
+    assert_same_weights(whole / "model.pt", broken / "model.pt")

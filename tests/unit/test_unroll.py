@@ -17,7 +17,7 @@ from csr_deploy.nn import CSRConv2d
 from csr_deploy.unroll.capture import capture
 from csr_deploy.unroll.evaluate import run_graph
 from csr_deploy.unroll.graph import Graph, Node, build_graph
-from csr_deploy.unroll.lowering import LOWERINGS, OPTIMISATIONS, unroll
+from csr_deploy.unroll.lowering import LOWERINGS, unroll
 from tests.networks import NETWORKS, OneLayer, settle
 
 LIMIT = 1e-10
@@ -37,11 +37,10 @@ def check_passes(model: nn.Module, shape: tuple[int, int, int], lowering: str, b
     """Every pass, one after another, against the module in float64."""
     x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = reference(model, x)
-    graph = LOWERINGS[lowering](capture(model, (batch, *shape)))
-    assert relative_error(graph, x, expected) <= LIMIT
-    for optimise in (*OPTIMISATIONS, legalise):
-        graph = optimise(graph)
-        assert relative_error(graph, x, expected) <= LIMIT, optimise.__name__
+    graph = capture(model, (batch, *shape))
+    for each in (*LOWERINGS[lowering].passes(), legalise):
+        graph = each(graph)
+        assert relative_error(graph, x, expected) <= LIMIT, each
     return graph
 
 

@@ -37,6 +37,8 @@ def _simplify_once(graph: Graph) -> Graph:
 
 
 def _is_identity(node: Node, editor: GraphEditor) -> bool:
+    if node.op in ("channels_to_width", "width_to_channels"):
+        return bool(node.attrs["block"] == 1)
     if node.op not in ("slice", "pad", "reshape", "transpose", "concat"):
         return False
     x = editor.shape(node.inputs[0])
@@ -80,8 +82,20 @@ def _merge(node: Node, made: dict[str, Node], editor: GraphEditor) -> Node:
         return Node("pad", source.inputs, node.output, {"pads": pads}, node.origin)
     if node.op == source.op == "reshape":
         return Node("reshape", source.inputs, node.output, b, node.origin)
+    if node.op == "width_to_channels" and source.op == "channels_to_width":
+        return _unfolded(node, source)
     if node.op == "slice" and source.op == "concat" and set(b["steps"]) == {1}:
         return _slice_of_concat(node, source, editor)
+    return node
+
+
+def _unfolded(node: Node, source: Node) -> Node:
+    """Moving pixels out of the channels and more of them back in is moving the rest."""
+    out_of, into = source.attrs["block"], node.attrs["block"]
+    if into % out_of == 0:
+        return Node("width_to_channels", source.inputs, node.output, {"block": into // out_of}, node.origin)
+    if out_of % into == 0:
+        return Node("channels_to_width", source.inputs, node.output, {"block": out_of // into}, node.origin)
     return node
 
 
