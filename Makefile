@@ -3,7 +3,8 @@
 #   make demo       export the Fashion-MNIST networks, verify them, measure CSR-Conv against its backbone
 #   make test       the tests; make test-full: the full matrix as well
 #   make bench-mcu  microcontrollers in QEMU: instructions, RAM and flash of ours and of peers
-#   make bench      the CIFAR-10 networks on the full test set; needs CIFAR-10, see CIFAR10 below
+#   make bench      CSR networks against their backbones on stock runtimes: instructions on an emulated Raspberry
+#                   Pi 4 and 5, time and memory here; with CIFAR-10 (see CIFAR10 below) accuracy as well
 #   make lint       ruff and mypy
 #   make clean      removes what the targets made, except .venv
 #
@@ -21,7 +22,7 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: bench bench-mcu clean demo lint test test-full tools venv
+.PHONY: bench bench-accuracy bench-mcu clean demo lint test test-full tools venv
 
 venv: $(INSTALLED)
 
@@ -80,8 +81,19 @@ BENCH := $(OUT)/bench
 BENCH_TARGETS := tflite-int8 onnx-int8
 BENCH_NETWORKS := resnet56 resnet56-csr2
 
-bench: venv
-	@[ -n "$(CIFAR10)" ] || { echo "make bench needs CIFAR-10: make bench CIFAR10=<folder or zip file>"; exit 1; }
+# STOCK: the interpreter of an environment with the stock converters (tools/peers/stock_peer.py says which);
+# without it their rows are left out.
+STOCK ?=
+
+bench: bench-accuracy
+	$(BIN)/python tools/bench_lowering.py --out $(OUT)/bench-lowering $(if $(STOCK),--stock-python $(STOCK)) $(ARGS)
+
+bench-accuracy: venv
+	@[ -n "$(CIFAR10)" ] || echo "No CIFAR-10, so no accuracy: make bench CIFAR10=<folder or zip file>."
+	$(if $(CIFAR10),$(MAKE) --no-print-directory bench-cifar10)
+
+.PHONY: bench-cifar10
+bench-cifar10: venv
 	for network in $(BENCH_NETWORKS); do \
 	  $(BIN)/csr-export demos/models/$$network.pt $(addprefix --target ,$(BENCH_TARGETS)) \
 	    --calibration "$(CIFAR10)" --out $(BENCH) --force || exit; \

@@ -32,9 +32,9 @@ from csr_deploy.parity import check_parity, compare
 from csr_deploy.quantize import QuantizedGraph, QuantizeOptions, quantize
 from csr_deploy.runtimes import open_runtime
 from csr_deploy.targets import Target
-from csr_deploy.unroll.graph import Graph
 from csr_deploy.unroll.costs import DEFAULT_COSTS, find_costs
-from csr_deploy.unroll.lowering import AUTO, Lowered, lower
+from csr_deploy.unroll.graph import Graph
+from csr_deploy.unroll.lowering import AUTO, WEIGHT_BUDGET, Lowered, lower
 
 LEAST_PARITY_IMAGES = 200
 _GOLDEN_IMAGES = 16
@@ -105,6 +105,7 @@ class ExportOptions:
 
     Attributes:
         lowering: Unrolling strategy, or "auto" for the one of least cost.
+        weight_budget: Kernel values that "auto" may store, in parts of the network's.
         optimize_for: Processor whose cost "auto" counts, a name or file of `csr_deploy.unroll.costs`.
         batch: Batch size of the static graph, and of the parity gate.
         batch_profile: (least, usual, most) images a batch of a model whose batch size is free; None for a
@@ -119,6 +120,7 @@ class ExportOptions:
 
     lowering: str = AUTO
     optimize_for: str = DEFAULT_COSTS
+    weight_budget: float = WEIGHT_BUDGET
     batch: int = 1
     calibration_images: int = 200
     parity_images: int = 256
@@ -140,6 +142,11 @@ class ExportOptions:
             raise OptionError(f"the batch size is {self.batch}", fix="Give at least 1.")
         if self.calibration_images < 1 or self.parity_images < 1:
             raise OptionError("calibration and parity need at least one image each")
+        if not self.weight_budget >= 1:
+            raise OptionError(
+                f"the weight budget is {self.weight_budget:g}",
+                fix="Give 1 for no more than the network's own weights, or more for speed.",
+            )
         if self.agreement is not None and not 0 <= self.agreement <= 1:
             raise OptionError(f"the agreement threshold is {self.agreement}", fix="Give a share from 0 to 1.")
 
@@ -439,7 +446,8 @@ def _lower(
     if lowering == AUTO:
         costs = find_costs(exporter.costs, target.weight_bits, options.optimize_for)
         lowering = AUTO if costs else exporter.lowering
-    return lower(network.model, network.input_shape(batch), lowering, exporter.legalise, costs)
+    shape = network.input_shape(batch)
+    return lower(network.model, shape, lowering, exporter.legalise, costs, options.weight_budget)
 
 
 def _option_values(

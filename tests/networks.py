@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from csr_deploy.models import architecture
+from csr_deploy.models.mobilenet import InvertedResidual
 from csr_deploy.nn import CSRConv2d, csrify
 
 
@@ -38,6 +39,25 @@ class OneLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn(self.csr(torch.relu(self.stem(x)))))
         out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class Bottlenecks(nn.Module):
+    """Blocks of MobileNet-V2, with 1×1 CSR-Convs: 17 untrained ones would make noise of rounding errors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.blocks = nn.Sequential(
+            InvertedResidual(16, 8, 1, 2), InvertedResidual(8, 14, 6, 2), InvertedResidual(14, 14, 6, 1)
+        )
+        self.head = nn.Sequential(nn.Conv2d(14, 40, 1, bias=False), nn.BatchNorm2d(40), nn.ReLU6())
+        self.fc = nn.Linear(40, 10)
+        steps = {f"blocks.{b}.{c}": t for b in (1, 2) for c, t in (("expand", 3), ("project", 4))}
+        csrify(self, {**steps, "head.0": 4})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.head(self.blocks(self.stem(x))).mean((2, 3)))
         return out
 
 
@@ -83,12 +103,17 @@ def _resnet() -> nn.Module:
     return settle(architecture("resnet20", modules=5, num_steps=3).build(), (1, 3, 32, 32))
 
 
+def _bottlenecks() -> nn.Module:
+    return settle(Bottlenecks(), (1, 3, 32, 32))
+
+
 def _odd() -> nn.Module:
     return settle(Odd(), (1, 3, 24, 16))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "resnet20-5x3": (_resnet, (3, 32, 32)),
+    "bottlenecks": (_bottlenecks, (3, 32, 32)),
     "odd": (_odd, (3, 24, 16)),
     "vgg16-csr4": (_vgg, (3, 32, 32)),
 }

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from networks import randomise, resnet56_projections
 from torch import Tensor, nn
 
 from csr_deploy.artifact import Artifact
 from csr_deploy.data import Preprocessing, open_dataset, sample
 from csr_deploy.export import ExportData, ExportOptions, Network, artifact_directory, export
-from csr_deploy.models import CifarResNet, architecture
-from csr_deploy.models.resnet import BasicBlock
-from csr_deploy.nn import csrify
+from csr_deploy.models import architecture
 from csr_deploy.targets import find_target
 
 _SEED = 0
@@ -144,40 +143,11 @@ class MobileNetV1(nn.Module):
         return y
 
 
-class _Projection(BasicBlock):
-    """A residual block whose shortcut is a 1×1 convolution and a BatchNorm (He et al. 2016, option B)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__(in_channels, out_channels, stride)
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        y: Tensor = self.relu(out + self.shortcut(x))
-        return y
-
-
-def _resnet56(num_steps: int | None = None) -> nn.Module:
-    """ResNet-56 with 855,770 parameters, whose shortcuts are projections where the shape changes.
-
-    Args:
-        num_steps: T of all 36 3×3 convolutions of stages 2 and 3; None leaves them plain.
-    """
-    model = CifarResNet(56)
-    model.layer2[0], model.layer3[0] = _Projection(16, 32, 2), _Projection(32, 64, 2)
-    if num_steps is None:
-        return model
-    names = [f"layer{s}.{b}.conv{c}" for s in (2, 3) for b in range(9) for c in (1, 2)]
-    return csrify(model, names, num_steps)
-
-
 NETWORKS: dict[str, McuNetwork] = {
     network.name: network
     for network in (
-        McuNetwork("resnet56", _resnet56, 32, 10, "resnet56", 855_770, 125_747_840),
-        McuNetwork("resnet56-t4", lambda: _resnet56(4), 32, 10, "resnet56", 151_610, 79_741_568),
+        McuNetwork("resnet56", resnet56_projections().build, 32, 10, "resnet56", 855_770, 125_747_840),
+        McuNetwork("resnet56-t4", resnet56_projections(4).build, 32, 10, "resnet56", 151_610, 79_741_568),
         McuNetwork("vgg16", architecture("vgg16").build, 32, 10, "vgg16", 14_987_200, 313_463_808),
         McuNetwork("vgg16-csr4", architecture("vgg16-csr4").build, 32, 10, "vgg16", 2_031_879, 191_390_508),
         McuNetwork("resnet8", TinyResNet8, 32, 10, "resnet8", 78_186, 12_501_632),
@@ -185,20 +155,6 @@ NETWORKS: dict[str, McuNetwork] = {
     )
 }
 """Name → network."""
-
-
-def _randomise(model: nn.Module, pictures: Tensor) -> nn.Module:
-    """Random BatchNorm gains and biases, and the statistics that these pictures give; evaluation mode."""
-    generator = torch.Generator().manual_seed(_SEED)
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.normal_(0.0, 0.3, generator=generator)
-            module.momentum = None
-    model.train()
-    with torch.no_grad():
-        model(pictures)
-    return model.eval()
 
 
 def make(name: str, out: Path) -> Path:
@@ -227,7 +183,7 @@ def make(name: str, out: Path) -> Path:
     parity = sample(open_dataset(_PICTURES, "test"), preprocessing, _PARITY, _SEED)
     torch.manual_seed(_SEED)
     pictures = torch.from_numpy(preprocessing.normalize(calibration.images[:16]))
-    model = _randomise(network.build(), pictures)
+    model = randomise(network.build(), pictures, _SEED)
     # Random logits have near ties, which int8 may decide either way.
     options = ExportOptions(agreement=0.0, calibration_images=_CALIBRATION, parity_images=_PARITY)
     made: Artifact = export(

@@ -164,6 +164,17 @@ _TIMING_CACHE = typer.Option(
     show_default=False,
     rich_help_panel=_ENGINES,
 )
+_LOWERING = typer.Option(
+    help="How the recurrence is written out: auto (the cheapest), stepwise (the plain graph), time-major, "
+    "grouped, stacked or wide."
+)
+_OPTIMIZE_FOR = typer.Option(
+    metavar="NAME|FILE",
+    help="Processor that --lowering auto counts costs for: pi4, pi5, or a file of tools/calibrate_costs.py.",
+)
+_WEIGHT_BUDGET = typer.Option(
+    help="Kernel values that --lowering auto may store for speed, in parts of the network's own."
+)
 _INT8 = "Int8"
 _EQUAL = typer.Option(
     "--equal-scales",
@@ -220,7 +231,9 @@ def export(
     calibration_images: Annotated[int, typer.Option(help="Images drawn from the training split.")] = 200,
     parity_images: Annotated[int, typer.Option(help="Images of the parity gate, all others.")] = 256,
     agreement: Annotated[float | None, _AGREEMENT] = None,
-    lowering: Annotated[str, typer.Option(help="Unrolling: auto, stepwise or time-major.")] = "auto",
+    lowering: Annotated[str, _LOWERING] = "auto",
+    optimize_for: Annotated[str, _OPTIMIZE_FOR] = "pi5",
+    weight_budget: Annotated[float, _WEIGHT_BUDGET] = 1.5,
     ranges: Annotated[
         str, typer.Option(help="Activation ranges: least-squares or min-max.")
     ] = "least-squares",
@@ -283,7 +296,8 @@ def export(
         model, targets, out, calibration, name, builder, force=force, as_json=as_json,
         settings={
             "calibration_images": calibration_images, "parity_images": parity_images, "agreement": agreement,
-            "lowering": lowering, "batch": profile[1] if profile else batch, "seed": seed,
+            "lowering": lowering, "optimize_for": optimize_for, "weight_budget": weight_budget,
+            "batch": profile[1] if profile else batch, "seed": seed,
             "batch_profile": profile,
         },
         mcu=mcu,

@@ -8,6 +8,7 @@ from csr_deploy.models.architecture import (
     architecture,
     count_parameters,
 )
+from csr_deploy.models.mobilenet import CifarMobileNetV2
 from csr_deploy.models.resnet import CifarResNet
 from csr_deploy.models.vgg import VGG16
 
@@ -16,6 +17,7 @@ __all__ = [
     "PRESETS",
     "VGG16",
     "Architecture",
+    "CifarMobileNetV2",
     "CifarResNet",
     "Preset",
     "architecture",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from csr_deploy.errors import ModelError
+from csr_deploy.models.mobilenet import CifarMobileNetV2
 from csr_deploy.models.modules import CountsModules
 from csr_deploy.models.resnet import CifarResNet
 from csr_deploy.models.vgg import VGG16, VGG16_WIDTHS
@@ -26,6 +27,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet44": partial(CifarResNet, 44),
     "resnet56": partial(CifarResNet, 56),
     "resnet110": partial(CifarResNet, 110),
+    "mobilenetv2": CifarMobileNetV2,
 }
 
 
@@ -73,12 +75,21 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Preset:
-    """One CSR network of the paper: the last `modules` modules of a backbone with T steps."""
+    """One CSR network of the paper: the last `modules` modules of a backbone with T steps.
+
+    Attributes:
+        backbone: Key of `BACKBONES`.
+        modules: How many modules, from the last backwards, become CSR-Convs.
+        num_steps: T.
+        options: Further keyword arguments of the backbone.
+        layer_steps: Last part of a layer's name → T, where it is another one; 1 leaves the layer as it is.
+    """
 
     backbone: str
     modules: int
     num_steps: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    layer_steps: Mapping[str, int] = field(default_factory=dict)
 
 
 PRESETS: dict[str, Preset] = {
@@ -95,6 +106,12 @@ PRESETS: dict[str, Preset] = {
     "resnet110-csr3": Preset("resnet110", 22, 3),
     "resnet110-csr4": Preset("resnet110", 31, 4),
     "resnet110-csr5": Preset("resnet110", 33, 5),
+    # See csr_deploy.models.mobilenet for how these readings were found.
+    "mobilenetv2-csr1": Preset("mobilenetv2", 4, 3, layer_steps={"expand": 1}),
+    "mobilenetv2-csr2": Preset("mobilenetv2", 7, 3, layer_steps={"expand": 1}),
+    "mobilenetv2-csr3": Preset("mobilenetv2", 17, 3),
+    "mobilenetv2-csr4": Preset("mobilenetv2", 18, 3),
+    "mobilenetv2-csr5": Preset("mobilenetv2", 18, 4, layer_steps={"expand": 3}),
 }
 
 
@@ -134,10 +151,10 @@ def architecture(
         )
     if name in PRESETS:
         preset = PRESETS[name]
-        modules, num_steps = preset.modules, preset.num_steps
+        modules, num_steps, layer_steps = preset.modules, preset.num_steps, preset.layer_steps
         backbone, options = preset.backbone, preset.options
     elif name in BACKBONES:
-        backbone, options = name, {}
+        backbone, options, layer_steps = name, {}, {}
     else:
         raise unknown_name(name, {**BACKBONES, **PRESETS}, "network")
     plain = Architecture(backbone, num_classes, in_channels, dict(options), name=name)
@@ -151,7 +168,8 @@ def architecture(
         raise ModelError(
             f"backbone '{backbone}' does not count its modules", fix="Name its layers with csrify."
         )
-    layers = dict.fromkeys(model.csr_layers(modules), num_steps)
+    kinds = {layer: layer.rpartition(".")[2] for layer in model.csr_layers(modules)}
+    layers = {n: layer_steps.get(k, num_steps) for n, k in kinds.items() if layer_steps.get(k) != 1}
     # A preset keeps its own name; a network of the user's own making must not pass for its backbone.
     made = name if name in PRESETS else f"{name}-m{modules}t{num_steps}"
     return replace(plain, csr_layers=layers, name=made)

@@ -1,4 +1,4 @@
-"""The CIFAR ResNet family (He et al. 2016, section 4.2): depth 6n + 2, option-A shortcuts."""
+"""The CIFAR ResNet family (He et al. 2016, section 4.2): depth 6n + 2."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from csr_deploy.models.modules import last_modules
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with a shortcut that subsamples and zero-pads channels (option A)."""
+    """Two 3×3 convolutions and a shortcut.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    Where the shape changes, the shortcut subsamples and pads with channels of zeros (option A), or it is a
+    1×1 convolution with a BatchNorm (option B).
+    """
+
+    shortcut: nn.Module | None
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, projection: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -20,10 +26,18 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU()
         self.stride = stride
         self.widen = out_channels - in_channels
+        self.shortcut = None
+        if projection and (stride != 1 or self.widen):
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] → [N, C_out, H/stride, W/stride]."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.shortcut is not None:
+            projected: Tensor = self.relu(out + self.shortcut(x))
+            return projected
         if self.stride != 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.widen:
@@ -44,13 +58,16 @@ class CifarResNet(nn.Module):
     layer2: nn.Sequential
     layer3: nn.Sequential
 
-    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, depth: int, num_classes: int = 10, in_channels: int = 3, projections: bool = False
+    ) -> None:
         """Builds the network.
 
         Args:
             depth: 6n + 2: 20, 32, 44, 56, 110, …
             num_classes: Number of logits.
             in_channels: Channels of the input image.
+            projections: Option-B shortcuts instead of option A.
 
         Raises:
             ModelError: If the depth is not of the family.
@@ -65,7 +82,8 @@ class CifarResNet(nn.Module):
         for stage, width in enumerate((16, 32, 64), start=1):
             blocks = []
             for index in range((depth - 2) // 6):
-                blocks.append(BasicBlock(channels, width, 2 if stage > 1 and index == 0 else 1))
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(BasicBlock(channels, width, stride, projection=projections))
                 channels = width
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -53,50 +53,87 @@ def cheapest_fold(costs: CostModel, graph: Graph, node: Node) -> int:
     return min((p for p in _FOLDS if p == 1 or can_fold(graph, node, p)), key=cost)
 
 
-def cheapest_width(costs: CostModel, graph: Graph, node: Node) -> int:
-    """The number of pixels a filter that costs least."""
+def cheapest_width(costs: CostModel, price: float, graph: Graph, node: Node) -> int:
+    """The number of pixels a filter that costs least.
+
+    Args:
+        costs: Of the runtime.
+        price: Of one stored weight, in units of the costs: what zeros beside a filter take in the file.
+        graph: The graph.
+        node: A convolution.
+    """
     able = [p for p in _PIXELS if p == 1 or can_widen(graph, node, p)]
     shape, weight = graph.shape(node.inputs[0]), graph.shape(node.inputs[1])
     out = graph.shapes[node.output]
-    return min(able, key=lambda p: _wide_cost(costs, shape, weight, out, node.attrs, p))
+    share = price / _uses(graph, node)
+    return min(able, key=lambda p: _wide_cost(costs, shape, weight, out, node.attrs, p, share))
 
 
-def cheapest_joint(costs: CostModel, graph: Graph, add: Node, first: Node, second: Node) -> Joint | None:
-    """How to join both convolutions of a step at least cost, or None where that does not pay."""
+def _uses(graph: Graph, node: Node) -> int:
+    """Convolutions that share a node's weight."""
+    return sum(n.op == "conv2d" and n.inputs[1] == node.inputs[1] for n in graph.nodes)
+
+
+def cheapest_joint(
+    costs: CostModel, price: float, graph: Graph, add: Node, first: Node, second: Node
+) -> Joint | None:
+    """How to join both convolutions of a step at least cost, or None where that does not pay.
+
+    Args:
+        costs: Of the runtime.
+        price: Of one stored weight, in units of the costs: the first step still needs V alone.
+        graph: The graph.
+        add: The sum of both.
+        first: One of its convolutions.
+        second: The other.
+    """
+    steps = min(_uses(graph, first), _uses(graph, second))
+    share = price / steps
     x, weight = graph.shape(first.inputs[0]), graph.shape(first.inputs[1])
     out = graph.shapes[add.output]
     batch, channels, height, width = x
     apart = costs.operation("add", [out, out], out, add.attrs)
     apart += sum(
-        _best(costs, graph.shape(n.inputs[0]), graph.shape(n.inputs[1]), out, n.attrs)
+        _best(costs, graph.shape(n.inputs[0]), graph.shape(n.inputs[1]), out, n.attrs, share)
         for n in (first, second)
     )
     attrs = first.attrs
     both = (batch, 2 * channels, height, width)
     by_channels = costs.operation("concat", [x, x], both, {"axis": 1})
-    by_channels += _best(costs, both, (weight[0], 2 * weight[1], *weight[2:]), out, attrs)
+    # The kernel that stays alone for the step without a state is stored as well.
+    left = share * math.prod(weight) if _uses(graph, first) != _uses(graph, second) else 0.0
+    by_channels += left + _best(costs, both, (weight[0], 2 * weight[1], *weight[2:]), out, attrs, share)
     beside, tall = (batch, channels, height, 2 * width), (batch, channels, 2 * height, width)
     by_rows = costs.operation("concat", [x, x], beside, {"axis": 3})
     by_rows += costs.operation("reshape", [beside], tall, {"shape": tall})
     tall_attrs = {**attrs, "stride": (2 * attrs["stride"][0], attrs["stride"][1])}
-    by_rows += _best(costs, tall, (weight[0], weight[1], 2 * weight[2], weight[3]), out, tall_attrs)
+    kernel = (weight[0], weight[1], 2 * weight[2], weight[3])
+    by_rows += left + _best(costs, tall, kernel, out, tall_attrs, share)
     choices: dict[Joint | None, float] = {None: apart, "rows": by_rows, "channels": by_channels}
     return min(choices, key=lambda k: choices[k])
 
 
-def _best(costs: CostModel, x: Shape, weight: Shape, out: Shape, attrs: Mapping[str, Any]) -> float:
+def _best(
+    costs: CostModel, x: Shape, weight: Shape, out: Shape, attrs: Mapping[str, Any], share: float
+) -> float:
     able = [p for p in _PIXELS if out[3] % p == 0]
-    return min(_wide_cost(costs, x, weight, out, attrs, p) for p in able)
+    return min(_wide_cost(costs, x, weight, out, attrs, p, share) for p in able)
 
 
 def _wide_cost(
-    costs: CostModel, x: Shape, weight: Shape, out: Shape, attrs: Mapping[str, Any], pixels: int
+    costs: CostModel,
+    x: Shape,
+    weight: Shape,
+    out: Shape,
+    attrs: Mapping[str, Any],
+    pixels: int,
+    share: float,
 ) -> float:
-    """Cost of a convolution that computes that many pixels a filter."""
+    """Cost of a convolution of that many pixels a filter, and of its part in the stored weights."""
     stride = attrs["stride"][1]
     wide = (pixels * weight[0], *weight[1:3], weight[3] + (pixels - 1) * stride)
     shape = (out[0], pixels * out[1], out[2], out[3] // pixels)
-    cost = costs.operation("conv2d", [x, wide], shape, attrs)
+    cost = costs.operation("conv2d", [x, wide], shape, attrs) + share * math.prod(wide)
     if pixels > 1:
         cost += costs.operation("channels_to_width", [shape], out, {"block": pixels})
         # Once a column is moved, padding may no longer be what the format calls SAME.

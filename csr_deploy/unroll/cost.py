@@ -28,6 +28,19 @@ _TILES = ((8, 1), (8, 4), (16, 1), (16, 4), (16, 8), (32, 4))
 
 Features = dict[str, float]
 
+_KINDS = {
+    "conv.mac": "multiply-accumulates",
+    "conv": "convolutions beyond them",
+    "depthwise": "affines and depth-wise convolutions",
+    "elementwise": "additions",
+    "copy": "slices, concatenations, pads",
+    "view": "reshapes",
+    "transpose": "transposes",
+    "pool": "pooling",
+    "unary": "activations",
+}
+"""Feature, or what stands before its dot → kind of work."""
+
 
 def _round(value: int, to: int) -> int:
     return -(-value // to) * to
@@ -66,6 +79,19 @@ class CostModel:
         """Cost of an operation that need not exist yet: its inputs' and output's shapes and attributes."""
         features = node_features(op, inputs, output, attrs or {}, self.channels_last, self.tile)
         return sum(self.coefficients.get(k, 0.0) * v for k, v in features.items())
+
+    def shares(self, graph: Graph) -> dict[str, float]:
+        """Where the cost of a graph goes: kind of work → share of the whole.
+
+        `multiply-accumulates` are those of whole tiles, so the lanes that narrow layers leave empty count.
+        """
+        features = _sum(graph, self.channels_last, self.tile)
+        total: dict[str, float] = {}
+        for key, units in features.items():
+            kind = _KINDS.get(key) or _KINDS[key.partition(".")[0]]
+            total[kind] = total.get(kind, 0.0) + self.coefficients.get(key, 0.0) * units
+        whole = sum(total.values()) or 1.0
+        return {kind: round(cost / whole, 4) for kind, cost in sorted(total.items())}
 
     def record(self) -> dict[str, Any]:
         """Plain values for a file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,10 @@ from csr_deploy.unroll.passes.unroll import unroll_stepwise, unroll_time_major
 
 Pass = Callable[[Graph], Graph]
 AUTO = "auto"
+WEIGHT_BUDGET = 1.5
+"""Kernel values that may be stored, in parts of the network's: joined and wide kernels repeat some."""
+_PRICES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Of a stored weight, in parts of what the step-wise graph costs for each of its weights."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +133,18 @@ def find_lowering(name: str) -> Lowering:
 
 
 def lower(
-    model: nn.Module, input_shape: Shape, lowering: str, legalise: Pass, costs: CostModel | None = None
+    model: nn.Module,
+    input_shape: Shape,
+    lowering: str,
+    legalise: Pass,
+    costs: CostModel | None = None,
+    weight_budget: float = WEIGHT_BUDGET,
 ) -> Lowered:
     """Lowers a network for a format, by a given strategy or by the cheapest.
 
     With "auto", every strategy and the mixtures that the cost model favours layer by layer are lowered, and
-    the cheapest whole graph wins; the plain step-wise one is always among them.
+    the cheapest whole graph within the budget of stored weights wins; the plain step-wise one is always among
+    them. To stay within the budget, stored weights are given a price, and the price is raised.
 
     Args:
         model: The network.
@@ -142,6 +152,7 @@ def lower(
         lowering: Key of `LOWERINGS`, or "auto".
         legalise: Makes a graph expressible in the format.
         costs: Of the runtime that will run it; needed for "auto".
+        weight_budget: Most kernel values that "auto" may store, in parts of those of the step-wise graph.
 
     Raises:
         OptionError: If the strategy is unknown, or "auto" has no costs to choose by.
@@ -152,22 +163,38 @@ def lower(
         return Lowered(legalise(find_lowering(lowering)(captured)), lowering, {})
     if costs is None:
         raise OptionError("there is no cost model to choose a lowering by", fix="Give --lowering by name.")
-    joint = partial(cheapest_joint, costs)
-    pixels = partial(cheapest_width, costs)
     folded = partial(cheapest_fold, costs)
-    mixed = Lowering(unroll_stepwise, joint=joint, pixels=pixels, folded=folded)
-    candidates = {**LOWERINGS, "mixed": mixed, "mixed, grouped": replace(mixed, groups=True)}
-    graphs = {name: legalise(strategy(captured)) for name, strategy in candidates.items()}
-    totals = {name: costs.graph(graph) for name, graph in graphs.items()}
+    graphs = {name: legalise(strategy(captured)) for name, strategy in LOWERINGS.items()}
+    plain = graphs["stepwise"]
+    most = weight_budget * _stored(plain)
+    price = costs.graph(plain) / max(1, _stored(plain))
+    for share in _PRICES:
+        joint = partial(cheapest_joint, costs, share * price)
+        pixels = partial(cheapest_width, costs, share * price)
+        for groups in (False, True):
+            mixed = Lowering(unroll_stepwise, groups, joint, pixels, folded)
+            name = f"mixed, {'groups apart' if groups else 'groups joined'}, weights at {share:g}"
+            graphs[name] = legalise(mixed(captured))
+    totals = {
+        name: costs.graph(graph) for name, graph in graphs.items() if graph is plain or _stored(graph) <= most
+    }
     best = min(totals, key=lambda name: totals[name])
     figures = {
         "cost_model": costs.name,
         "chosen": best,
         "cost_of_stepwise": round(totals[best] / totals["stepwise"], 4),
+        "stored_weights": round(_stored(graphs[best]) / max(1, _stored(plain)), 3),
         "joined_steps": _joined(graphs[best]),
         "pixels_per_filter": _pixels(graphs[best]),
+        "cost_shares": costs.shares(graphs[best]),
     }
     return Lowered(graphs[best], AUTO, figures)
+
+
+def _stored(graph: Graph) -> int:
+    """Values of the kernels that the graph needs, shared ones once."""
+    kernels = {n.inputs[1] for n in graph.nodes if n.op in ("conv2d", "linear")}
+    return sum(graph.constants[name].size for name in kernels)
 
 
 def _joined(graph: Graph) -> int:

@@ -161,15 +161,30 @@ COSTS = CostModel("test", True, (16, 4), {"conv": 100.0, "conv.mac": 1.0, "copy"
 
 def test_the_cheapest_graph_wins_and_stepwise_is_among_them() -> None:
     model = chain(16, 4, 1, 1)
-    made = lower(model, (1, 3, 16, 16), "auto", legalise, COSTS)
+    made = lower(model, (1, 3, 16, 16), "auto", legalise, COSTS, weight_budget=99)
     totals = [COSTS.graph(legalise(unroll(model, (1, 3, 16, 16), name))) for name in LOWERINGS]
     assert COSTS.graph(made.graph) <= min(totals)
     assert made.lowering == "auto"
     assert made.figures["cost_model"] == "test"
     assert made.figures["cost_of_stepwise"] < 1
+    shares = made.figures["cost_shares"]
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert shares["multiply-accumulates"] > 0.5 > shares["reshapes"] == 0
     dear = CostModel("views are dear", True, (16, 4), {"view": 1e9, "copy": 1e3, "elementwise": 1.0})
     kept = lower(model, (1, 3, 16, 16), "auto", legalise, dear)
     assert operations(kept.graph)["channels_to_width"] == 0
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.2, 1.5, 3.0])
+def test_stored_weights_stay_within_the_budget(budget: float) -> None:
+    model = chain(32, 4, 1, 1)
+    made = lower(model, (1, 3, 16, 16), "auto", legalise, COSTS, weight_budget=budget)
+    own = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    names = {n.inputs[1] for n in made.graph.nodes if n.op == "conv2d"}
+    assert sum(made.graph.constants[n].size for n in names) <= budget * own
+    assert made.figures["stored_weights"] <= budget
+    dearer = lower(model, (1, 3, 16, 16), "auto", legalise, COSTS, weight_budget=1.0)
+    assert COSTS.graph(made.graph) <= COSTS.graph(dearer.graph)
 
 
 def test_auto_needs_costs_and_names_are_checked() -> None:

@@ -52,7 +52,9 @@ def test_vgg16_csr4_is_table_1() -> None:
     assert count_parameters(model.get_submodule("classifier"), batch_norm=False) == 267_264
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet20-csr", "resnet56-csr2", "vgg16-csr4"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet20-csr", "resnet56-csr2", "vgg16-csr4", "mobilenetv2-csr4"]
+)
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
 def test_networks_compute(name: str, channels: int, size: int) -> None:
     model = architecture(name, num_classes=7, in_channels=channels).build().eval()
@@ -69,6 +71,60 @@ def test_every_name_builds(name: str) -> None:
     assert layers == dict(plan.csr_layers)
     assert bool(layers) == (name in PRESETS)
     assert plan.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "millions", "compression"),
+    [
+        ("mobilenetv2", 2_237_770, 2.24, 0.0),
+        # Table 2 says 4, 7, 17, 18 and 18 modules; csr_deploy/models/mobilenet.py says how they are read.
+        ("mobilenetv2-csr1", 1_630_575, 1.65, 26.4),
+        ("mobilenetv2-csr2", 1_502_575, 1.47, 34.3),
+        ("mobilenetv2-csr3", 1_241_554, 1.25, 44.1),
+        ("mobilenetv2-csr4", 1_059_972, 1.09, 51.4),
+        ("mobilenetv2-csr5", 900_604, 0.95, 57.3),
+    ],
+)
+def test_mobilenet_counts(name: str, count: int, millions: float, compression: float) -> None:
+    with torch.device("meta"):
+        made = count_parameters(architecture(name).build())
+    assert made == count
+    assert made / 1e6 == pytest.approx(millions, abs=0.051)
+    assert 100 * (1 - made / 2_237_770) == pytest.approx(compression, abs=2.6)
+
+
+def test_mobilenet_modules_are_blocks_and_the_last_convolution() -> None:
+    plan = architecture("mobilenetv2", modules=2, num_steps=3)
+    assert plan.csr_layers == {f"blocks.{b}.{c}": 3 for b in (15, 16) for c in ("expand", "project")}
+    assert list(architecture("mobilenetv2", modules=18, num_steps=3).csr_layers)[:2] == [
+        "head",
+        "blocks.0.expand",
+    ]
+    with pytest.raises(ModelError, match="of 18"):
+        architecture("mobilenetv2", modules=19, num_steps=3)
+    with pytest.raises(ModelError, match="num_steps"):
+        architecture("mobilenetv2", modules=1, num_steps=0).build()
+
+
+def test_a_preset_may_leave_layers_of_its_modules_plain() -> None:
+    assert set(architecture("mobilenetv2-csr2").csr_layers) == {f"blocks.{b}.project" for b in range(10, 17)}
+    steps = architecture("mobilenetv2-csr5").csr_layers
+    assert (steps["blocks.3.expand"], steps["blocks.3.project"], steps["head"]) == (3, 4, 4)
+
+
+def test_mobilenet_sizes() -> None:
+    model = architecture("mobilenetv2").build().eval()
+    with torch.no_grad():
+        assert model.get_submodule("blocks")(torch.zeros(1, 32, 32, 32)).shape == (1, 320, 8, 8)
+
+
+def test_resnet_with_projections() -> None:
+    plan = Architecture("resnet56", options={"projections": True})
+    with torch.device("meta"):
+        model = plan.build()
+    assert count_parameters(model) == 855_770
+    shortcuts = [n for n, m in model.named_modules() if n.endswith("shortcut")]
+    assert shortcuts == ["layer2.0.shortcut", "layer3.0.shortcut"]
 
 
 def test_modules_are_counted_from_the_last_block() -> None:

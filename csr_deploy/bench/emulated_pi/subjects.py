@@ -1,0 +1,165 @@
+"""Counts artifacts and model files on emulated boards; an artifact's golden outputs are compared first."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csr_deploy.artifact import Artifact, read_artifact
+from csr_deploy.bench.emulated_pi.boards import find_board
+from csr_deploy.bench.emulated_pi.emulator import Count, Job, RuntimeName, count
+from csr_deploy.bench.emulated_pi.root import prepare_root
+from csr_deploy.errors import OptionError, ParityError
+from csr_deploy.runtimes.base import Runtime
+from csr_deploy.runtimes.golden import GoldenReport, verify_golden
+from csr_deploy.runtimes.litert import LitertRuntime
+from csr_deploy.runtimes.ort import OrtRuntime
+
+_RUNTIMES: Mapping[str, RuntimeName] = {".tflite": "litert", ".onnx": "ort"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one board.
+
+    Attributes:
+        subject: The model's name: that of its artifact's folder, or of its file.
+        board: Key of the board.
+        runtime: What ran it.
+        threads: The runtime's threads.
+        count: What it took; with an error if the golden outputs differ.
+        golden: How the outputs compare with the golden ones; None for a bare model file.
+    """
+
+    subject: str
+    board: str
+    runtime: str
+    threads: int
+    count: Count
+    golden: GoldenReport | None
+
+
+class _Recorded(Runtime):
+    """A runtime whose outputs were computed on the board.
+
+    Args:
+        artifact: What ran.
+        outputs: [images, classes] of the golden images.
+        package: Name and version of what computed them.
+    """
+
+    def __init__(self, artifact: Artifact, outputs: NDArray[Any], package: str) -> None:
+        super().__init__(artifact)
+        self._recorded = outputs
+        self._version = package
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        return self._recorded[: len(images)]
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+
+class _RecordedLitert(_Recorded, LitertRuntime):
+    """Of LiteRT."""
+
+
+class _RecordedOrt(_Recorded, OrtRuntime):
+    """Of ONNX Runtime."""
+
+
+_RECORDED: Mapping[RuntimeName, tuple[type[_Recorded], str]] = {
+    "litert": (_RecordedLitert, "ai-edge-litert"),
+    "ort": (_RecordedOrt, "onnxruntime"),
+}
+
+
+def count_subjects(
+    paths: Sequence[Path],
+    boards: Sequence[str],
+    *,
+    threads: int = 1,
+    runs: int = 5,
+    root: Path | None = None,
+    on_done: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Counts models on boards.
+
+    Args:
+        paths: Artifact directories, .tflite and .onnx files.
+        boards: Keys of `BOARDS`.
+        threads: The runtimes' threads.
+        runs: See `count`.
+        root: See `count`.
+        on_done: Called with each row as it comes.
+
+    Returns:
+        All models on the first board, then on the second one, ….
+
+    Raises:
+        OptionError: If a path is no model of these kinds, or an option is out of range.
+        ArtifactError: If an artifact is damaged.
+        RuntimeUnavailableError: If the emulator cannot be made.
+        BenchError: If it does not work.
+    """
+    for board in boards:
+        find_board(board)
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts: list[Artifact | None] = []
+        jobs: list[Job] = []
+        for number, path in enumerate(paths):
+            artifact = read_artifact(path) if path.is_dir() else None
+            artifacts.append(artifact)
+            model = path if artifact is None else artifact.model_file
+            runtime = _runtime(model)
+            inputs = None
+            if artifact is not None:
+                inputs = Path(folder) / f"{number}.npy"
+                np.save(inputs, _batches(artifact), allow_pickle=False)
+            jobs.append(Job(path.name, model, runtime, threads, inputs))
+        versions = prepare_root(root).versions
+        rows: list[Row] = []
+        for board in boards:
+            done = len(rows)
+
+            def add(result: Count, board: str = board, done: int = done) -> None:
+                job, artifact = jobs[len(rows) - done], artifacts[len(rows) - done]
+                kind, package = _RECORDED[job.runtime]
+                golden = None
+                if artifact is not None and result.outputs is not None:
+                    recorded = kind(artifact, result.outputs, f"{package} {versions[package]} on {board}")
+                    try:
+                        golden = verify_golden(recorded)
+                    except ParityError as error:
+                        result = Count(job.name, 0, error=str(error))
+                rows.append(Row(job.name, board, job.runtime, threads, result, golden))
+                if on_done is not None:
+                    on_done(rows[-1])
+
+            count(jobs, board, root=root, runs=runs, on_done=add)
+    return rows
+
+
+def _runtime(model: Path) -> RuntimeName:
+    if model.suffix not in _RUNTIMES or not model.is_file():
+        raise OptionError(
+            "is neither an artifact nor a .tflite or .onnx file",
+            where=str(model),
+            fix="An emulated Pi runs artifacts of the targets onnx… and tflite…, and files of these kinds.",
+        )
+    return _RUNTIMES[model.suffix]
+
+
+def _batches(artifact: Artifact) -> NDArray[Any]:
+    """The golden images as the model takes them, in whole batches."""
+    encoded = artifact.encode(artifact.golden().images)
+    batch = artifact.input.shape[0]
+    whole = -(-len(encoded) // batch) * batch
+    return np.concatenate([encoded, np.repeat(encoded[-1:], whole - len(encoded), axis=0)])
