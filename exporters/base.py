@@ -67,8 +67,8 @@ class Exporter:
 
     Attributes:
         suffix: Of the model file.
-        lowering: Default unrolling strategy, a key of `csr_deploy.unroll.lowering.LOWERINGS`, where there are no
-            costs to choose by.
+        lowering: Default unrolling strategy, a key of `csr_deploy.unroll.lowering.LOWERINGS`, where there
+            are no costs to choose by.
         legalise: Makes a lowered graph expressible in the format, function unchanged.
         write: Writes the file.
         distributions: Whose versions go into the manifest.

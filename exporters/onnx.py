@@ -385,6 +385,4 @@ def _unchanged(graph: Graph) -> Graph:
     return graph
 
 
-EXPORTER = Exporter(
-    ".onnx", "stepwise", _unchanged, write_onnx, ("onnx",), free_batch=True, costs="ort"
-)
+EXPORTER = Exporter(".onnx", "stepwise", _unchanged, write_onnx, ("onnx",), free_batch=True, costs="ort")
