@@ -133,7 +133,7 @@ def _wide_cost(
     stride = attrs["stride"][1]
     wide = (pixels * weight[0], *weight[1:3], weight[3] + (pixels - 1) * stride)
     shape = (out[0], pixels * out[1], out[2], out[3] // pixels)
-    cost = costs.operation("conv2d", [x, wide], shape, attrs) + share * math.prod(wide)
+    cost: float = costs.operation("conv2d", [x, wide], shape, attrs) + share * math.prod(wide)
     if pixels > 1:
         cost += costs.operation("channels_to_width", [shape], out, {"block": pixels})
         # Once a column is moved, padding may no longer be what the format calls SAME.
