@@ -105,7 +105,7 @@ class ExportOptions:
 
     Attributes:
         lowering: Unrolling strategy, or "auto" for the one of least cost.
-        weight_budget: Kernel values that "auto" may store, in parts of the network's.
+        weight_budget: Weights and tables that "auto" may store, in parts of the step-wise graph's.
         optimize_for: Processor whose cost "auto" counts, a name or file of `csr_deploy.unroll.costs`.
         batch: Batch size of the static graph, and of the parity gate.
         batch_profile: (least, usual, most) images a batch of a model whose batch size is free; None for a
@@ -145,7 +145,7 @@ class ExportOptions:
         if not self.weight_budget >= 1:
             raise OptionError(
                 f"the weight budget is {self.weight_budget:g}",
-                fix="Give 1 for no more than the network's own weights, or more for speed.",
+                fix="Give 1 for no more than the step-wise graph stores, or more for speed.",
             )
         if self.agreement is not None and not 0 <= self.agreement <= 1:
             raise OptionError(f"the agreement threshold is {self.agreement}", fix="Give a share from 0 to 1.")
@@ -461,7 +461,9 @@ def _option_values(
     if target.name in options.target_options:
         values[target.name] = asdict(options.target_options[target.name])
     if target.quantized and data.calibration is not None:
-        values["quantization"] = asdict(options.quantization)
+        values["quantization"] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options.quantization).items()
+        }
         values["calibration"] = {"images": len(data.calibration), "sha256": data.calibration.sha256}
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,8 @@ class OrtRuntime(Runtime):
         return "onnxruntime"
 
     def _import(self) -> None:
+        # It reports its import before it can be told not to.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
         except ImportError as error:

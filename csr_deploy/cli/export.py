@@ -173,7 +173,7 @@ _OPTIMIZE_FOR = typer.Option(
     help="Processor that --lowering auto counts costs for: pi4, pi5, or a file of tools/calibrate_costs.py.",
 )
 _WEIGHT_BUDGET = typer.Option(
-    help="Kernel values that --lowering auto may store for speed, in parts of the network's own."
+    help="What --lowering auto may store for speed, weights and tables, in parts of the step-wise graph."
 )
 _INT8 = "Int8"
 _EQUAL = typer.Option(
@@ -233,7 +233,7 @@ def export(
     agreement: Annotated[float | None, _AGREEMENT] = None,
     lowering: Annotated[str, _LOWERING] = "auto",
     optimize_for: Annotated[str, _OPTIMIZE_FOR] = "pi5",
-    weight_budget: Annotated[float, _WEIGHT_BUDGET] = 1.5,
+    weight_budget: Annotated[float, _WEIGHT_BUDGET] = 1.3,
     ranges: Annotated[
         str, typer.Option(help="Activation ranges: least-squares or min-max.")
     ] = "least-squares",

@@ -15,6 +15,8 @@ from csr_deploy.unroll.passes.widen import can_widen
 
 LANES = 16
 """Output channels of the int8 kernels of XNNPACK on ARM and x86."""
+CHANNEL_WEIGHTS = 16
+"""What the tables of an output channel take beside its weights (bias, scale, zero point), in int8 weights."""
 _PIXELS = (1, 2, 4)
 _FOLDS = (1, 2, 4, 8)
 
@@ -37,13 +39,21 @@ def fold_lanes(graph: Graph, node: Node) -> int:
     return max(able, default=1)
 
 
-def cheapest_fold(costs: CostModel, graph: Graph, node: Node) -> int:
-    """The number of pixels as one, in an affine, that costs least."""
+def cheapest_fold(costs: CostModel, price: float, graph: Graph, node: Node) -> int:
+    """The number of pixels as one, in an affine, that costs least.
+
+    Args:
+        costs: Of the runtime.
+        price: Of one stored weight, in units of the costs: gains and biases are repeated for every pixel.
+        graph: The graph.
+        node: An affine.
+    """
     n, c, h, w = graph.shapes[node.output]
 
     def cost(pixels: int) -> float:
         shape = (n, c * pixels, h, w // pixels)
         total = costs.operation("affine", [shape, (c * pixels,), (c * pixels,)], shape)
+        total += price * CHANNEL_WEIGHTS * c * pixels
         if pixels > 1:
             attrs = {"block": pixels}
             total += costs.operation("width_to_channels", [(n, c, h, w)], shape, attrs)
@@ -133,7 +143,8 @@ def _wide_cost(
     stride = attrs["stride"][1]
     wide = (pixels * weight[0], *weight[1:3], weight[3] + (pixels - 1) * stride)
     shape = (out[0], pixels * out[1], out[2], out[3] // pixels)
-    cost: float = costs.operation("conv2d", [x, wide], shape, attrs) + share * math.prod(wide)
+    cost: float = costs.operation("conv2d", [x, wide], shape, attrs)
+    cost += share * (math.prod(wide) + CHANNEL_WEIGHTS * wide[0])
     if pixels > 1:
         cost += costs.operation("channels_to_width", [shape], out, {"block": pixels})
         # Once a column is moved, padding may no longer be what the format calls SAME.

@@ -13,6 +13,7 @@ from torch import nn
 from csr_deploy.errors import OptionError
 from csr_deploy.unroll.capture import capture
 from csr_deploy.unroll.choose import (
+    CHANNEL_WEIGHTS,
     cheapest_fold,
     cheapest_joint,
     cheapest_width,
@@ -36,8 +37,8 @@ from csr_deploy.unroll.passes.unroll import unroll_stepwise, unroll_time_major
 
 Pass = Callable[[Graph], Graph]
 AUTO = "auto"
-WEIGHT_BUDGET = 1.5
-"""Kernel values that may be stored, in parts of the network's: joined and wide kernels repeat some."""
+WEIGHT_BUDGET = 1.3
+"""What "auto" may store, in parts of the step-wise graph: joined and wide kernels repeat weights."""
 _PRICES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Of a stored weight, in parts of what the step-wise graph costs for each of its weights."""
 
@@ -152,7 +153,7 @@ def lower(
         lowering: Key of `LOWERINGS`, or "auto".
         legalise: Makes a graph expressible in the format.
         costs: Of the runtime that will run it; needed for "auto".
-        weight_budget: Most kernel values that "auto" may store, in parts of those of the step-wise graph.
+        weight_budget: Most that "auto" may store, weights and tables, in parts of the step-wise graph.
 
     Raises:
         OptionError: If the strategy is unknown, or "auto" has no costs to choose by.
@@ -163,7 +164,6 @@ def lower(
         return Lowered(legalise(find_lowering(lowering)(captured)), lowering, {})
     if costs is None:
         raise OptionError("there is no cost model to choose a lowering by", fix="Give --lowering by name.")
-    folded = partial(cheapest_fold, costs)
     graphs = {name: legalise(strategy(captured)) for name, strategy in LOWERINGS.items()}
     plain = graphs["stepwise"]
     most = weight_budget * _stored(plain)
@@ -171,6 +171,7 @@ def lower(
     for share in _PRICES:
         joint = partial(cheapest_joint, costs, share * price)
         pixels = partial(cheapest_width, costs, share * price)
+        folded = partial(cheapest_fold, costs, share * price)
         for groups in (False, True):
             mixed = Lowering(unroll_stepwise, groups, joint, pixels, folded)
             name = f"mixed, {'groups apart' if groups else 'groups joined'}, weights at {share:g}"
@@ -192,9 +193,11 @@ def lower(
 
 
 def _stored(graph: Graph) -> int:
-    """Values of the kernels that the graph needs, shared ones once."""
-    kernels = {n.inputs[1] for n in graph.nodes if n.op in ("conv2d", "linear")}
-    return sum(graph.constants[name].size for name in kernels)
+    """What weights and tables of output channels take, in int8 weights; shared ones once."""
+    nodes = [n for n in graph.nodes if n.op in ("conv2d", "linear", "affine")]
+    kernels = sum(graph.constants[name].size for name in {n.inputs[1] for n in nodes})
+    # A bias and its scales belong to one node: the steps of a recurrence differ in them.
+    return kernels + CHANNEL_WEIGHTS * sum(graph.shape(n.inputs[1])[0] for n in nodes)
 
 
 def _joined(graph: Graph) -> int:

@@ -61,7 +61,7 @@ def test_the_device_side_needs_no_torch_and_no_exporter(module: str) -> None:
     assert not {name for name in loaded if name.startswith("csr_deploy.exporters")}
 
 
-@pytest.mark.parametrize("command", ["bench", "export", "train"])
+@pytest.mark.parametrize("command", ["bench", "device", "export", "train"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     loaded = loaded_modules(f"from csr_deploy.cli.{command} import main; main()", "--help")
     assert f"csr_deploy.cli.{command}" in loaded

@@ -132,7 +132,7 @@ def test_commands(dist_info: Path, installed: Path, tmp_path: Path) -> None:
     parser = configparser.ConfigParser()
     parser.read_string((dist_info / "entry_points.txt").read_text(encoding="utf-8"))
     assert dict(parser["console_scripts"]) == {
-        f"csr-{name}": f"csr_deploy.cli.{name}:main" for name in ("bench", "export", "train")
+        f"csr-{name}": f"csr_deploy.cli.{name}:main" for name in ("bench", "device", "export", "train")
     }
     run_installed(
         installed,

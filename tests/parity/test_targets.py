@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from csr_deploy.export import ExportData, ExportOptions, Network, export, load_e
 from csr_deploy.runtimes import RuntimeOptions, open_runtime
 from csr_deploy.runtimes.golden import verify_golden
 from csr_deploy.targets import TARGETS, Target
+from csr_deploy.unroll.lowering import WEIGHT_BUDGET
 from tests.networks import NETWORKS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -84,15 +86,28 @@ def test_parity(artifact: Artifact, target: Target) -> None:
 
 
 def test_weights_are_stored_once(
-    artifact: Artifact, subject: tuple[Network, ExportData, ExportOptions]
+    subject: tuple[Network, ExportData, ExportOptions], target: Target, tmp_path: Path
 ) -> None:
-    ledger = artifact.ledger
-    model = subject[0].model
-    kernels = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    network, data, options = subject
+    plain = replace(options, lowering="stepwise")
+    ledger = export(network, target, data, tmp_path / "plain", plain).ledger
+    kernels = sum(p.numel() for p in network.model.parameters() if p.ndim > 1)
     assert ledger["weight_elements"] <= kernels
-    for name, module in model.named_modules():
+    for name, module in network.model.named_modules():
         if getattr(module, "num_steps", 1) > 1:
             assert ledger["shared"][f"{name}.cell.v"] == module.used_steps
+
+
+def test_weights_stay_tied_in_every_lowering(
+    artifact: Artifact, subject: tuple[Network, ExportData, ExportOptions]
+) -> None:
+    kernels = sum(p.numel() for p in subject[0].model.parameters() if p.ndim > 1)
+    stored, shared = artifact.ledger["weight_elements"], artifact.ledger["shared"]
+    assert stored <= 2 * WEIGHT_BUDGET * kernels
+    for name, module in subject[0].model.named_modules():
+        if getattr(module, "num_steps", 1) > 2:
+            used = [uses for weight, uses in shared.items() if weight.startswith(f"{name}.cell.")]
+            assert max(used) >= module.used_steps - 1
 
 
 def test_the_artifact_reads_back_and_its_golden_vectors_hold(artifact: Artifact, target: Target) -> None:
