@@ -273,7 +273,9 @@ def rows(bench: Bench, group: Sequence[Subject], args: Any) -> Iterator[list[str
     for threads in args.threads:
         for subject in group:
             cells = [subject.network, f"{subject.runtime} {subject.numbers}", str(threads), subject.way]
-            ratio = subject.macs / group[0].macs
+            # Wide filters multiply zeros too: what the network itself needs is what the plain graph does.
+            plain = next((s for s in group if s.network == subject.network and s.way == "stepwise"), subject)
+            ratio = plain.macs / group[0].macs
             cells.append(f"{ratio:.2f}")
             for board in args.boards:
                 mine, other = (bench.kept.get(f"{board}:{threads}:{s.key}") for s in (subject, group[0]))
