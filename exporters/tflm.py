@@ -230,4 +230,6 @@ EXPORTER = replace(
     tflite.EXPORTER,
     distributions=(*tflite.EXPORTER.distributions, "tflite-micro"),
     companions=write_sources,
+    # A microcontroller is no processor that costs are known of.
+    costs="",
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from csr_deploy.errors import LedgerError
 from csr_deploy.nn import CSRConv2d
 from csr_deploy.targets import TARGETS
 from csr_deploy.unroll.graph import Graph, GraphEditor, Node
-from csr_deploy.unroll.lowering import unroll
+from csr_deploy.unroll.lowering import Lowered, lower
 from tests.networks import OneLayer, settle
 
 
@@ -41,7 +43,12 @@ def test_a_pass_that_unties_weights_is_found(
     options = exporting.ExportOptions(parity_images=8)
     data = exporting.load_export_data(network, None, options, quantized=False)
     exporting.export(network, TARGETS[target], data, tmp_path / "fine", options)
-    monkeypatch.setattr(exporting, "unroll", lambda *arguments: untie(unroll(*arguments)))
+
+    def faulty(*arguments: Any) -> Lowered:
+        made = lower(*arguments)
+        return replace(made, graph=untie(made.graph))
+
+    monkeypatch.setattr(exporting, "lower", faulty)
     with pytest.raises(LedgerError, match="duplicated"):
         exporting.export(network, TARGETS[target], data, tmp_path / "untied", options)
     assert not (tmp_path / "untied").exists()
