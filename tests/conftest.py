@@ -12,6 +12,8 @@ import pytest
 # Before torch is imported, here and in the processes that tests start: one thread is enough for tiny
 # networks, and it fixes the order of sums.
 os.environ["OMP_NUM_THREADS"] = "1"
+# ONNX Runtime reports its import otherwise.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # A shell starts background jobs with SIGINT ignored, which every process below would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
