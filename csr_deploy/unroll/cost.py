@@ -112,7 +112,7 @@ def read_cost_model(path: Path) -> CostModel:
         OptionError: If the file cannot be read or is none.
     """
     where = str(path)
-    fix = "Give a file that csr-device costs wrote."
+    fix = "Give a file that tools/calibrate_costs.py wrote."
     try:
         record = json.loads(path.read_text())
         if record["version"] != _VERSION:

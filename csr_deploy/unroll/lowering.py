@@ -186,7 +186,7 @@ def lower(
         "cost_of_stepwise": round(totals[best] / totals["stepwise"], 4),
         "stored_weights": round(_stored(graphs[best]) / max(1, _stored(plain)), 3),
         "joined_steps": _joined(graphs[best]),
-        "pixels_per_filter": _pixels(graphs[best]),
+        "pixels_at_once": _pixels(graphs[best]),
         "cost_shares": costs.shares(graphs[best]),
     }
     return Lowered(graphs[best], AUTO, figures)
@@ -202,10 +202,10 @@ def _stored(graph: Graph) -> int:
 
 def _joined(graph: Graph) -> int:
     """Convolutions that read both the input and the state."""
-    return sum(n.op == "conv2d" and "+" in n.inputs[1] for n in graph.nodes)
+    return sum(n.op == "conv2d" and len(graph.arranged.get(n.inputs[1], ())) > 1 for n in graph.nodes)
 
 
 def _pixels(graph: Graph) -> dict[str, int]:
-    """Pixels a filter computes → number of such convolutions, for those above one."""
+    """Pixels that a filter or an affine computes at once → number of such operations, for more than one."""
     found = Counter(n.attrs["block"] for n in graph.nodes if n.op == "channels_to_width")
     return {str(k): v for k, v in sorted(found.items())}

@@ -1,6 +1,6 @@
 """Cost models that come with the package, and how to find one.
 
-They were fitted by `tools/calibrate_costs.py`; `docs/lowering.md` says to what.
+They were fitted to counts on the emulated Raspberry Pi, in the way of `tools/calibrate_costs.py`.
 """
 
 from __future__ import annotations
