@@ -50,9 +50,10 @@ $(FASHION_MNIST):
 	    "Fashion-MNIST will be skipped. To run them: sudo apt-get install dataset-fashion-mnist"; \
 	fi
 
-# Compilers and the emulator that tests of microcontroller code need; without them those tests skip and say so.
-TOOL_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang cmake
-TOOL_PROGRAMS := arm-none-eabi-gcc qemu-system-arm clang cmake
+# What tests need: compilers and the emulator for microcontroller code, an SSH server that stands for a device, a
+# browser that opens the report and the camera demo. Without them those tests skip and say so.
+TOOL_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang cmake openssh-server openssh-client chromium
+TOOL_PROGRAMS := arm-none-eabi-gcc qemu-system-arm clang cmake /usr/sbin/sshd ssh chromium
 
 tools:
 	@missing=""; for p in $(TOOL_PROGRAMS); do command -v $$p > /dev/null || missing="$$missing $$p"; done; \
@@ -62,9 +63,9 @@ tools:
 	  echo "Installing Debian's $(TOOL_PACKAGES) (missing:$$missing)."; \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq --yes --no-install-recommends $(TOOL_PACKAGES) > /dev/null; } \
-	  || echo "They could not be installed: tests of microcontroller code will be skipped."; \
+	  || echo "They could not be installed: tests that need them will be skipped."; \
 	else \
-	  echo "Missing:$$missing. Tests of microcontroller code will be skipped." \
+	  echo "Missing:$$missing. Tests that need them will be skipped." \
 	    "To run them: sudo apt-get install $(TOOL_PACKAGES)"; \
 	fi
 
