@@ -8,6 +8,9 @@ import numpy as np
 
 from tests.mcu_tflite import GraphBuilder, Quant, Value
 
+FIXED: dict[str, Quant] = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
+"""Outputs that TFLite fixes."""
+
 
 class RandomGraph:
     """One graph, the same for the same seed.
@@ -26,8 +29,9 @@ class RandomGraph:
         for _ in range(operations):
             steps: list[Callable[[Value], Value]] = [
                 self._conv, self._conv, self._conv, self._depthwise, self._affine, self._binary, self._binary,
-                self._pool, self._unary, self._joined, self._joined, self._slice, self._pad, self._recurrence,
-                self._recurrence, self._subsample, self._padded_recurrence,
+                self._pool, self._unary, self._unary, self._joined, self._joined, self._slice, self._pad,
+                self._recurrence, self._recurrence, self._subsample, self._padded_recurrence, self._groups,
+                self._broadcast, self._pick, self._excited, self._gated, self._split, self._turned,
             ]  # fmt: skip
             source = self.values[-1 - int(self.random.integers(0, min(3, len(self.values))))]
             self.values.append(steps[int(self.random.integers(len(steps)))](source))
@@ -99,9 +103,79 @@ class RandomGraph:
         return self.graph.pool(kind, x, (2, 2), stride=stride, padding=padding)
 
     def _unary(self, x: Value) -> Value:
-        kind = str(self.random.choice(["RELU", "LOGISTIC", "HARD_SWISH"]))
-        out = (1 / 256, -128) if kind == "LOGISTIC" else self._quant()
-        return self.graph.unary(kind, x, out)
+        kinds = ["RELU", "LOGISTIC", "HARD_SWISH", "TANH", "LEAKY_RELU", "RELU6", "ABS", "QUANTIZE"]
+        kind = str(self.random.choice(kinds))
+        if kind == "LEAKY_RELU":
+            return self.graph.unary(kind, x, self._quant(), alpha=float(self.random.uniform(-1, 1)))
+        return self.graph.unary(kind, x, x.quant if kind == "RELU6" else FIXED.get(kind, self._quant()))
+
+    def _groups(self, x: Value) -> Value:
+        """A convolution of groups; with one channel each it may be depth-wise."""
+        divisors = [n for n in range(1, x.shape[3] + 1) if x.shape[3] % n == 0]
+        groups = int(self.random.choice(divisors))
+        filters = groups * int(self.random.integers(1, 4))
+        weights = self._weights((filters, *self._kernel(x, "SAME"), x.shape[3] // groups))
+        return self.graph.conv2d(
+            x, weights, self._scales(filters), self._bias(filters), self._quant(),
+            activation=self._activation(),
+        )  # fmt: skip
+
+    def _broadcast(self, x: Value) -> Value:
+        """A part of a value is repeated over the whole of it, on either side."""
+        shape = [n if self.random.random() < 0.5 else 1 for n in x.shape]
+        begin = [int(self.random.integers(0, n - m + 1)) for n, m in zip(x.shape, shape, strict=True)]
+        part = self.graph.slice(x, begin, shape)
+        pair = (x, part) if self.random.random() < 0.5 else (part, x)
+        kind = str(self.random.choice(["ADD", "SUB", "MUL"]))
+        return self.graph.binary(kind, *pair, self._quant(), activation=self._activation())
+
+    def _pick(self, x: Value) -> Value:
+        kind = str(self.random.choice(["MINIMUM", "MAXIMUM", "PRELU"]))
+        shape = x.shape if self.random.random() < 0.5 else (1, 1, 1, x.shape[3])
+        if kind == "PRELU":
+            slopes = self.graph.constant(self._weights(shape), (0.01, int(self.random.integers(-9, 9))))
+            return self.graph.binary(kind, x, slopes, self._quant())
+        same = [v for v in self.values if v.shape == x.shape and v.quant == x.quant and v is not x]
+        other = same[0] if same else self.graph.constant(self._weights(shape), x.quant)
+        return self.graph.binary(kind, x, other, x.quantised)
+
+    def _excited(self, x: Value) -> Value:
+        """Squeeze and excitation."""
+        squeezed = self.graph.mean(x, (1, 2), self._quant(), keep_dims=True)
+        channels = x.shape[3]
+        gains = self.graph.conv2d(
+            squeezed, self._weights((channels, 1, 1, channels)), self._scales(channels),
+            self._bias(channels), self._quant(),
+        )  # fmt: skip
+        gates = self.graph.unary("LOGISTIC", gains, FIXED["LOGISTIC"])
+        pair = (x, gates) if self.random.random() < 0.5 else (gates, x)
+        return self.graph.mul(*pair, self._quant())
+
+    def _gated(self, x: Value) -> Value:
+        """The state of a gated cell: h = tanh(c) + z · (x − tanh(c)), with z between 0 and 1."""
+        filters = x.shape[3]
+
+        def linear() -> Value:
+            weights, scales = self._weights((filters, 3, 3, filters)), self._scales(filters)
+            return self.graph.conv2d(x, weights, scales, self._bias(filters), self._quant())
+
+        gate = self.graph.unary("LOGISTIC", linear(), FIXED["LOGISTIC"])
+        new = self.graph.unary("TANH", linear(), FIXED["TANH"])
+        kept = self.graph.mul(gate, self.graph.sub(x, new, self._quant()), self._quant())
+        return self.graph.add(new, kept, self._quant())
+
+    def _split(self, x: Value) -> Value:
+        if x.shape[3] % 2:
+            sizes = [1, x.shape[3] - 1] if x.shape[3] > 1 else [1]
+            parts = self.graph.split_v(x, 3, sizes)
+            return self.graph.concat(parts[::-1], 3)
+        first, second = self.graph.split(x, 3, 2)
+        return self.graph.mul(first, second, self._quant())
+
+    def _turned(self, x: Value) -> Value:
+        """Rows and columns changed places, added to the value itself where that fits."""
+        turned = self.graph.transpose(x, (0, 2, 1, 3))
+        return self.graph.add(x, turned, self._quant()) if turned.shape == x.shape else turned
 
     def _joined(self, x: Value) -> Value:
         """Convolutions of one scale, joined along channels; one of them may be used again."""

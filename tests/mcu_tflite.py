@@ -36,8 +36,10 @@ _OPTIONS = {
     "FULLY_CONNECTED": "FullyConnectedOptions",
     "HARD_SWISH": "HardSwishOptions",
     "LEAKY_RELU": "LeakyReluOptions",
+    "MAXIMUM": "MaximumMinimumOptions",
     "MAX_POOL_2D": "Pool2DOptions",
     "MEAN": "ReducerOptions",
+    "MINIMUM": "MaximumMinimumOptions",
     "MUL": "MulOptions",
     "NEG": "NegOptions",
     "PAD": "PadOptions",
@@ -253,9 +255,10 @@ class GraphBuilder:
         return made
 
     def binary(self, kind: str, a: Value, b: Value, out: Quant, *, activation: str = "NONE") -> Value:
-        """ADD, SUB or MUL, with broadcasting."""
+        """ADD, SUB, MUL, MINIMUM, MAXIMUM or PRELU, with broadcasting; the last three have no activation."""
         made = self.value(np.broadcast_shapes(a.shape, b.shape), out)
-        self.op(kind, [a, b], [made], {"fusedActivationFunction": _ACTIVATIONS[activation]})
+        fused = {"fusedActivationFunction": _ACTIVATIONS[activation]}
+        self.op(kind, [a, b], [made], fused if kind in ("ADD", "SUB", "MUL") else None)
         return made
 
     def add(self, a: Value, b: Value, out: Quant, *, activation: str = "NONE") -> Value:

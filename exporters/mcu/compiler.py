@@ -17,6 +17,7 @@ from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.exporters.mcu.passes.fold_pad import fold_pad
 from csr_deploy.exporters.mcu.passes.fold_space_to_depth import fold_space_to_depth
 from csr_deploy.exporters.mcu.passes.fuse_requantize import fuse_requantize
+from csr_deploy.exporters.mcu.passes.group_to_depthwise import group_to_depthwise
 from csr_deploy.exporters.mcu.passes.normalise import normalise
 from csr_deploy.exporters.mcu.passes.roll_csr import roll_csr
 from csr_deploy.exporters.mcu.passes.share_constants import share_constants
@@ -26,7 +27,13 @@ from csr_deploy.exporters.mcu.reader import read_tflite
 ALIGNMENT = 16
 _SCRATCH = "scratch"
 
-PASSES: tuple[Callable[[Model], Model], ...] = (share_constants, fold_space_to_depth, fold_pad, roll_csr)
+PASSES: tuple[Callable[[Model], Model], ...] = (
+    share_constants,
+    group_to_depthwise,
+    fold_space_to_depth,
+    fold_pad,
+    roll_csr,
+)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ _DENSE = frozenset({"FULLY_CONNECTED", "SOFTMAX", "MEAN", "QUANTIZE", "DEQUANTIZ
 """Operations whose kernels want their values one behind the other."""
 _IN_PLACE = frozenset(
     {
-        "ABS", "ADD", "ELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MUL", "QUANTIZE", "RELU", "RELU6",
-        "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH",
+        "ABS", "ADD", "ELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "PRELU",
+        "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH",
     }
 )  # fmt: skip
 """Operations whose kernels may write over an input of the same shape."""
@@ -204,7 +204,10 @@ class _Layout:
             if view is None or view.shape != out.shape or DTYPES[out.dtype] != view.element:
                 continue
             whole = view.is_contiguous and math.prod(out.shape) * view.element == self.sizes[view.buffer]
-            if whole and self._is_dead(view.buffer, step):
+            # Another operand may be a part of it that is read again after it was written over.
+            others = [self.views[n] for n in op.inputs if n in self.views and n != name]
+            apart = all(other == view or other.buffer != view.buffer for other in others)
+            if whole and apart and self._is_dead(view.buffer, step):
                 return view
         return None
 

@@ -71,6 +71,7 @@ _STRUCT_SIZES = {
     "csr_window": 40, "csr_channel_quant": 16, "csr_conv": 16, "csr_add_quant": 20, "csr_cell": 52,
     "csr_loops": 36, "csr_mul_quant": 12, "csr_affine": 16, "csr_depthwise": 16, "csr_pool": 8,
     "csr_mean": 52, "csr_softmax": 20, "csr_points": 3, "csr_cell_add": 16, "csr_fused_cell": 48,
+    "csr_prelu_quant": 16,
 }  # fmt: skip
 
 
@@ -298,26 +299,21 @@ class Lowering:
         # Nothing is read after the last pixel.
         return int((ends[:-1] - upcoming[1:]).max(initial=-(1 << 30)))
 
-    def broadcasts_first(self, op: Op) -> bool:
-        """Whether the first operand is the one that is repeated."""
+    def repeats_first(self, op: Op) -> bool:
+        """Whether a kernel that repeats only its second operand must take the two the other way round."""
         a, b = self.model.of(op.inputs)
         out = self.model.tensors[op.output]
-        if a.shape == out.shape:
-            return False
-        if b.shape != out.shape:
-            raise ExportError(
-                f"repeats both operands, {list(a.shape)} and {list(b.shape)}",
-                where=op.label,
-                fix="Broadcast one of them before.",
-            )
-        return True
+        if out.shape in (a.shape, b.shape):
+            return a.shape != out.shape
+        # Both are repeated: the first should have its values side by side.
+        return bool(out.shape) and a.shape[-1:] != out.shape[-1:]
 
-    def elementwise(self, op: Op, kernel: str, struct: str, *, swapped: bool = False) -> None:
+    def elementwise(self, op: Op, kernel: str, *arguments: str, swapped: bool = False) -> None:
         """Calls of a kernel of two operands and `csr_loops`."""
         names = tuple(reversed(op.inputs)) if swapped else op.inputs
-        first, second = self.view(names[0]), self.view(names[1])
         out = self.view(op.output)
-        self._loops(op, kernel, [first, broadcast(second, out.shape), out], [f"&{struct}"])
+        operands = [broadcast(self.view(n), out.shape) for n in names]
+        self._loops(op, kernel, [*operands, out], list(arguments))
 
     def unary(self, op: Op, kernel: str, *arguments: str) -> None:
         """Calls of a kernel of one operand and `csr_loops`."""
@@ -325,15 +321,13 @@ class Lowering:
 
     def _loops(self, op: Op, kernel: str, views: list[View], arguments: list[str]) -> None:
         sizes, strides = collapsed(views)
-        # The innermost axis must be dense in all but a repeated operand.
-        dense = [s for i, s in enumerate(strides) if not (len(views) == 3 and i == 1)]
-        if any(s[-1] != 1 for s in dense):
+        # The innermost axis must be dense in all but a second operand, which may be repeated.
+        allowed = [(0, 1) if len(views) == 3 and i == 1 else (1,) for i in range(len(views))]
+        if any(s[-1] not in may for s, may in zip(strides, allowed, strict=True)):
             sizes = [*sizes, 1]
             for s in strides:
                 s.append(1)
         second = strides[1][-1] if len(views) == 3 else 1
-        if second not in (0, 1):
-            raise ExportError("has an operand whose elements lie apart", where=op.label)
         *outer, span = sizes
         while len(outer) < 2:
             outer.insert(0, 1)

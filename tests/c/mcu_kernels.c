@@ -456,14 +456,16 @@ static int check_depthwise(void)
     return good;
 }
 
+/* Half of the time as TFLite prepares a sum: the operand of the larger scale is halved. */
 static csr_add_quant random_add(void)
 {
     csr_add_quant q;
-    q.multiplier_a = random_multiplier();
-    q.multiplier_b = next() & 1 ? random_multiplier() : -random_multiplier();
-    q.multiplier_out = random_multiplier();
-    q.shift_a = (int8_t)(next() & 1 ? 0 : between(0, 12));
-    q.shift_b = (int8_t)(next() & 1 ? 0 : between(0, 12));
+    const uint32_t halved = next() % 4;
+    q.multiplier_a = halved == 1 ? INT32_C(1) << 30 : random_multiplier();
+    q.multiplier_b = halved == 2 ? INT32_C(1) << 30 : next() & 1 ? random_multiplier() : -random_multiplier();
+    q.multiplier_out = next() & 1 ? random_multiplier() : -random_multiplier();
+    q.shift_a = (int8_t)(halved == 1 || next() & 1 ? 0 : between(0, 12));
+    q.shift_b = (int8_t)(halved == 2 || next() & 1 ? 0 : between(0, 12));
     q.shift_out = (int8_t)(next() & 7 ? between(17, 22) : between(0, 31));
     q.zero_a = (int8_t)between(-128, 127);
     q.zero_b = (int8_t)between(-128, 127);
@@ -473,21 +475,23 @@ static csr_add_quant random_add(void)
     return q;
 }
 
-static int8_t add_of(const csr_add_quant *q, int32_t a, int32_t b)
+static int8_t add_of(const csr_add_quant *q, int32_t a, int32_t b, int32_t sign)
 {
     const int32_t x = divide_by_power(doubling_high((a - q->zero_a) * (1 << 20), q->multiplier_a), q->shift_a);
     const int32_t y = divide_by_power(doubling_high((b - q->zero_b) * (1 << 20), q->multiplier_b), q->shift_b);
-    const int32_t sum = divide_by_power(doubling_high(x + y, q->multiplier_out), q->shift_out);
+    const int32_t sum = divide_by_power(doubling_high(x + sign * y, q->multiplier_out), q->shift_out);
     return clamped(sum + q->zero_out, q->low, q->high);
 }
 
-enum { ADD, MUL, TABLE, ELEMENTWISE };
+enum { ADD, SUB, MUL, TABLE, MINIMUM, MAXIMUM, PRELU, ELEMENTWISE };
+static const char *const elementwise_names[ELEMENTWISE] = {"add", "sub", "mul", "table", "minimum", "maximum", "prelu"};
 
 static int check_elementwise(int kind)
 {
     csr_loops l;
     const csr_add_quant add = random_add();
     csr_mul_quant mul;
+    csr_prelu_quant prelu;
     placed p;
     int8_t *b;
     size_t out_bytes;
@@ -511,6 +515,13 @@ static int check_elementwise(int kind)
     mul.zero_out = add.zero_out;
     mul.low = add.low;
     mul.high = add.high;
+    prelu.multiplier_positive = random_multiplier();
+    prelu.multiplier_negative = mul.multiplier;
+    prelu.shift_positive = (int8_t)between(-10, 4);
+    prelu.shift_negative = mul.shift;
+    prelu.zero_a = add.zero_a;
+    prelu.zero_slope = add.zero_b;
+    prelu.zero_out = add.zero_out;
     b = take(1, kind == TABLE ? 256 : extent(l.rows, l.pixels, l.b_row, l.b_pixel, l.b_element ? (int32_t)l.span : 1));
     randomize(b, kind == TABLE ? 256 : extent(l.rows, l.pixels, l.b_row, l.b_pixel, l.b_element ? (int32_t)l.span : 1));
     p = place(out_bytes, out_bytes, 0);
@@ -520,29 +531,65 @@ static int check_elementwise(int kind)
                 const int32_t at = y * l.a_row + x * l.a_pixel + (int32_t)i, v = kept[at];
                 const int32_t u =
                     kind == TABLE ? b[v & 255] : b[y * l.b_row + x * l.b_pixel + (l.b_element ? (int32_t)i : 0)];
-                expected[at] =
-                    kind == TABLE ? (int8_t)u
-                    : kind == ADD ? add_of(&add, v, u)
-                                  : clamped(multiply((v - mul.zero_a) * (u - mul.zero_b), mul.multiplier, mul.shift) +
-                                                mul.zero_out,
-                                            mul.low, mul.high);
+                const int32_t product = (v - add.zero_a) * (u - add.zero_b);
+                switch (kind) {
+                case ADD:
+                case SUB:
+                    expected[at] = add_of(&add, v, u, kind == ADD ? 1 : -1);
+                    break;
+                case MUL:
+                    expected[at] =
+                        clamped(multiply(product, mul.multiplier, mul.shift) + mul.zero_out, mul.low, mul.high);
+                    break;
+                case MINIMUM:
+                    expected[at] = (int8_t)(v < u ? v : u);
+                    break;
+                case MAXIMUM:
+                    expected[at] = (int8_t)(v > u ? v : u);
+                    break;
+                case PRELU:
+                    expected[at] = clamped(
+                        (v >= add.zero_a
+                             ? multiply(v - add.zero_a, prelu.multiplier_positive, prelu.shift_positive)
+                             : multiply(product, prelu.multiplier_negative, prelu.shift_negative)) +
+                            prelu.zero_out,
+                        -128, 127);
+                    break;
+                default:
+                    expected[at] = (int8_t)u;
+                }
             }
         }
     }
-    if (kind == TABLE) {
-        csr_table_s8(&l, b, p.in, p.out);
-    } else if (kind == ADD) {
+    switch (kind) {
+    case ADD:
         csr_add_s8(&l, &add, p.in, b, p.out);
-    } else {
+        break;
+    case SUB:
+        csr_sub_s8(&l, &add, p.in, b, p.out);
+        break;
+    case MUL:
         csr_mul_s8(&l, &mul, p.in, b, p.out);
+        break;
+    case MINIMUM:
+        csr_minimum_s8(&l, p.in, b, p.out);
+        break;
+    case MAXIMUM:
+        csr_maximum_s8(&l, p.in, b, p.out);
+        break;
+    case PRELU:
+        csr_prelu_s8(&l, &prelu, p.in, b, p.out);
+        break;
+    default:
+        csr_table_s8(&l, b, p.in, p.out);
     }
     give(b);
     good = settle(p, out_bytes);
     if (!good) {
-        say(kind == TABLE ? "table" : kind == ADD ? "add" : "mul");
+        say(elementwise_names[kind]);
         say_field("span", (int32_t)l.span);
         say_field("b_element", l.b_element);
-        say_field("shifts", kind == ADD ? add.shift_a : mul.shift);
+        say_field("shifts", kind == ADD || kind == SUB ? add.shift_a : mul.shift);
         say_field("b", add.shift_b);
         say_field("out", add.shift_out);
     }
@@ -629,6 +676,7 @@ static void benchmark(void)
     int8_t *const memory = (int8_t *)regions[0].low, *const weights = memory + 0x40000, *const out = memory + 0x100000;
     csr_add_quant add = {1 << 30, 1500000000, 1600000000, 0, 1, 19, -4, 3, -128, -128, 127};
     csr_mul_quant mul = {1500000000, -7, 3, 4, 5, -128, 127};
+    const csr_prelu_quant prelu = {1500000000, 1500000000, 0, -7, 3, 4, 5};
     csr_channel_quant q = random_quant(&quants[0], 256, 1 << 20);
     csr_loops l = {1, 1, 16384, 0, 0, 0, 0, 0, 0, 1};
     csr_affine affine = {&q, weights, 64, 256};
@@ -666,6 +714,23 @@ static void benchmark(void)
     csr_mul_s8(&l, &mul, memory, weights, out);
     report("mul", l.span, board_ticks() - start);
     start = board_ticks();
+    csr_sub_s8(&l, &add, memory, weights, out);
+    report("sub", l.span, board_ticks() - start);
+    start = board_ticks();
+    csr_maximum_s8(&l, memory, weights, out);
+    report("maximum", l.span, board_ticks() - start);
+    start = board_ticks();
+    csr_prelu_s8(&l, &prelu, memory, weights, out);
+    report("prelu", l.span, board_ticks() - start);
+    l.b_element = 0;
+    start = board_ticks();
+    csr_add_s8(&l, &add, memory, weights, out);
+    report("add-one", l.span, board_ticks() - start);
+    start = board_ticks();
+    csr_mul_s8(&l, &mul, memory, weights, out);
+    report("mul-one", l.span, board_ticks() - start);
+    l.b_element = 1;
+    start = board_ticks();
     csr_table_s8(&l, weights, memory, out);
     report("table", l.span, board_ticks() - start);
     start = board_ticks();
@@ -691,7 +756,7 @@ int main(void)
 #endif
     for (i = 0; i < SHAPES; i++) {
         const uint32_t before = seed;
-        const uint32_t kind = next() % 12;
+        const uint32_t kind = next() % (9 + ELEMENTWISE);
         const int good = kind < 4 ? check_conv() : kind < 8 ? check_depthwise() : kind == 8 ? check_affine()
                                                                                             : check_elementwise((int)kind - 9);
         if (!good) {

@@ -12,10 +12,10 @@ import pytest
 from csr_deploy.runtimes.mcu.devices import BOARD_FILES, BOARDS, Board
 
 KERNELS = BOARD_FILES.parent / "c"
-SOURCES = tuple(
-    KERNELS / f"csr_{name}.c"
-    for name in ("add", "affine", "conv2d", "conv_core", "depthwise", "mul", "table")
-)
+NAMES = (
+    "add", "affine", "conv2d", "conv_core", "depthwise", "min_max", "mul", "prelu", "sub", "table",
+)  # fmt: skip
+SOURCES = tuple(KERNELS / f"csr_{name}.c" for name in NAMES)
 PROGRAM = Path(__file__).with_name("mcu_kernels.c")
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 TIMEOUT = 120.0
@@ -42,11 +42,13 @@ MOST = {
     "cortex-m4": {
         "conv3x3-16-16": 1.2, "conv3x3-8-8": 1.85, "conv3x3-64-64": 0.9, "conv1x1-64-64": 1.4,
         "depthwise3x3-16": 4.5, "depthwise3x3-64": 4.15, "add": 18.0,
+        "add-one": 19.5, "sub": 18.0, "mul": 15.0, "mul-one": 15.5, "maximum": 3.0, "table": 4.2,
     },
     "cortex-m55": {
         "conv3x3-16-16": 0.2, "conv3x3-8-8": 0.33, "conv3x3-8-8-of-32": 0.33, "conv3x3-16-16-of-64": 0.21,
         "conv3x3-64-64": 0.15, "conv1x1-64-64": 0.25,
         "depthwise3x3-16": 1.7, "depthwise3x3-64": 1.4, "add": 5.0, "mul": 4.0, "table": 0.3, "affine": 4.5,
+        "add-one": 6.8, "sub": 5.0, "mul-one": 4.6, "maximum": 0.4,
     },
 }  # fmt: skip
 

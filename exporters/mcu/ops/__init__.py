@@ -7,7 +7,7 @@ from csr_deploy.exporters.mcu.ops.conv2d import CONV_2D, FULLY_CONNECTED
 from csr_deploy.exporters.mcu.ops.convert import DEQUANTIZE, QUANTIZE
 from csr_deploy.exporters.mcu.ops.csr_cell import CSR_CELL
 from csr_deploy.exporters.mcu.ops.depthwise import DEPTHWISE_CONV_2D
-from csr_deploy.exporters.mcu.ops.elementwise import ADD, MUL, SUB
+from csr_deploy.exporters.mcu.ops.elementwise import ADD, MAXIMUM, MINIMUM, MUL, PRELU, SUB
 from csr_deploy.exporters.mcu.ops.mean import MEAN
 from csr_deploy.exporters.mcu.ops.moves import (
     CONCATENATION,
@@ -48,10 +48,13 @@ KINDS: dict[str, Kind] = {
     "LEAKY_RELU": LEAKY_RELU,
     "LOGISTIC": LOGISTIC,
     "MAX_POOL_2D": MAX_POOL_2D,
+    "MAXIMUM": MAXIMUM,
     "MEAN": MEAN,
+    "MINIMUM": MINIMUM,
     "MUL": MUL,
     "PAD": PAD,
     "PADV2": PAD,
+    "PRELU": PRELU,
     "QUANTIZE": QUANTIZE,
     "RELU": RELU,
     "RELU6": RELU6,

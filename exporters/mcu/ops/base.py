@@ -75,6 +75,24 @@ def constant(op: Op, model: Model, index: int) -> Array:
     return data
 
 
+_MOST_LEFT = 22
+"""A larger shift to the left of the difference of two bytes leaves 30 bits."""
+
+
+def factor(op: Op, real: float) -> tuple[int, int]:
+    """A ratio of scales as multiplier and shift.
+
+    Raises:
+        ExportError: If TFLite Micro's int32 arithmetic overflows with it.
+    """
+    multiplier, shift = quantize_multiplier(real)
+    if shift > _MOST_LEFT:
+        raise refuse(
+            op, f"has an input scale {real:.3g} times that of its output", op.output, "Quantise it again."
+        )
+    return multiplier, shift
+
+
 def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
     """TFLite's SAME padding along one axis: before and after, for a window of that dilated extent."""
     total = max(0, (-(-size // stride) - 1) * stride + window - size)

@@ -40,7 +40,7 @@ def _normalise(op: Op, model: Model) -> Op:
     attrs = geometry(op, model, (weights.shape[1], weights.shape[2]), weights.shape[3])
     low, high = activation_range(op.attrs, out, op.label)
     attrs |= {"multiplier": weights.shape[3] // x.shape[3], "low": low, "high": high}
-    attrs["in_place"] = _is_affine(attrs)
+    attrs["in_place"] = is_affine(attrs)
     made = Op(op.kind, op.inputs, op.outputs, attrs, op.index)
     _quant_of(made, model)
     return made
@@ -56,7 +56,7 @@ def _reference(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
     return clipped(scaled, op)
 
 
-def _is_affine(attrs: Mapping[str, Any]) -> bool:
+def is_affine(attrs: Mapping[str, Any]) -> bool:
     """Whether every output value depends on one input value at the same place."""
     same = (attrs["kernel"], attrs["stride"]) == ((1, 1), (1, 1)) and attrs["pads"] == (0, 0, 0, 0)
     return bool(same and attrs["multiplier"] == 1)

@@ -1,4 +1,4 @@
-"""ADD, SUB and MUL of int8 tensors, with broadcasting."""
+"""ADD, SUB, MUL, MINIMUM, MAXIMUM and PRELU of int8 tensors, with broadcasting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from csr_deploy.exporters.mcu.arithmetic import (
 )
 from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
 from csr_deploy.exporters.mcu.lower import Lowering
-from csr_deploy.exporters.mcu.ops.base import Array, Kind, clipped, need_int8, refuse
+from csr_deploy.exporters.mcu.ops.base import Array, Kind, clipped, factor, need_int8, refuse
 
 _LEFT_SHIFT = 20
 
@@ -61,8 +61,22 @@ def _normalise(op: Op, model: Model) -> Op:
         shape = ()
     if shape != out.shape:
         raise refuse(op, f"cannot combine {list(a.shape)} and {list(b.shape)} into {list(out.shape)}")
+    if op.kind in ("MINIMUM", "MAXIMUM", "PRELU"):
+        return Op(op.kind, op.inputs, op.outputs, {}, op.index)
     low, high = activation_range(op.attrs, out, op.label)
     return Op(op.kind, op.inputs, op.outputs, {"low": low, "high": high}, op.index)
+
+
+def _normalise_add(op: Op, model: Model) -> Op:
+    made = _normalise(op, model)
+    a, b = model.of(op.inputs)
+    out = model.tensors[op.output]
+    if add_quant(a, b, out).out[1] < 0:
+        ratio = max(a.scale, b.scale) / out.scale
+        raise refuse(
+            op, f"has an input scale {ratio:.3g} times that of its output", out.name, "Quantise it again."
+        )
+    return made
 
 
 def _reference_add(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
@@ -84,24 +98,42 @@ def add_fields(a: Tensor, b: Tensor, out: Tensor, low: int, high: int) -> list[i
 def _lower_add(low: Lowering, op: Op) -> None:
     a, b = low.model.of(op.inputs)
     out = low.model.tensors[op.output]
-    # The kernels repeat their second operand only.
-    swapped = low.broadcasts_first(op)
+    # The kernels repeat single values of their second operand only.
+    swapped = low.repeats_first(op)
     if swapped:
         a, b = b, a
-    struct = low.struct(
-        "csr_add_quant", *add_fields(a, b, out, op.attrs["low"], op.attrs["high"]), hint="add"
-    )
-    kernel = {("ADD", False): "csr_add_s8", ("ADD", True): "csr_add_s8", ("SUB", False): "csr_sub_s8"}.get(
-        (op.kind, swapped), "csr_sub_from_s8"
-    )
-    low.elementwise(op, kernel, struct, swapped=swapped)
+    fields = add_fields(a, b, out, op.attrs["low"], op.attrs["high"])
+    if swapped and op.kind == "SUB":
+        # b − a as −(a − b): a product is the same whichever factor has the sign, rounding and all.
+        fields[2] = -fields[2]
+    struct = low.struct("csr_add_quant", *fields, hint="add")
+    low.elementwise(op, f"csr_{op.kind.lower()}_s8", f"&{struct}", swapped=swapped)
 
 
-ADD = SUB = Kind(_normalise, _reference_add, _lower_add)
+ADD = SUB = Kind(_normalise_add, _reference_add, _lower_add)
 
 
 def _mul_factor(a: Tensor, b: Tensor, out: Tensor) -> tuple[int, int]:
     return quantize_multiplier(float(a.scale) * float(b.scale) / float(out.scale))
+
+
+def _need_narrow(op: Op, out: Tensor, shift: int) -> None:
+    """Products of two differences of bytes take 17 bits, and a kernel has 31."""
+    if shift > 14:
+        raise refuse(
+            op,
+            f"has scales whose product is 2^{shift} times that of its output",
+            out.name,
+            "Quantise it again.",
+        )
+
+
+def _normalise_mul(op: Op, model: Model) -> Op:
+    made = _normalise(op, model)
+    a, b = model.of(op.inputs)
+    out = model.tensors[op.output]
+    _need_narrow(op, out, _mul_factor(a, b, out)[1])
+    return made
 
 
 def _reference_mul(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
@@ -115,22 +147,82 @@ def _reference_mul(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
 def _lower_mul(low: Lowering, op: Op) -> None:
     a, b = low.model.of(op.inputs)
     out = low.model.tensors[op.output]
-    multiplier, shift = _mul_factor(a, b, out)
-    if shift > 14:
-        raise refuse(op, f"has scales whose product is 2^{shift} times that of its output", out.name)
-    swapped = low.broadcasts_first(op)
+    swapped = low.repeats_first(op)
     zeros = (b.zero_point, a.zero_point) if swapped else (a.zero_point, b.zero_point)
     struct = low.struct(
         "csr_mul_quant",
-        multiplier,
-        shift,
+        *_mul_factor(a, b, out),
         *zeros,
         out.zero_point,
         op.attrs["low"],
         op.attrs["high"],
         hint="mul",
     )
-    low.elementwise(op, "csr_mul_s8", struct, swapped=swapped)
+    low.elementwise(op, "csr_mul_s8", f"&{struct}", swapped=swapped)
 
 
-MUL = Kind(_normalise, _reference_mul, _lower_mul)
+MUL = Kind(_normalise_mul, _reference_mul, _lower_mul)
+
+
+def _normalise_pick(op: Op, model: Model) -> Op:
+    made = _normalise(op, model)
+    out = model.tensors[op.output]
+    for tensor in model.of(op.inputs):
+        if not tensor.same_quantization(out):
+            raise refuse(
+                op,
+                f"has an input of another scale than its output '{out.name}'",
+                tensor.name,
+                "Quantise the model so that all have one scale: TFLite Micro's kernel compares integers.",
+            )
+    return made
+
+
+def _reference_pick(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
+    picked: Array = (np.minimum if op.kind == "MINIMUM" else np.maximum)(inputs[0], inputs[1])
+    return picked
+
+
+def _lower_pick(low: Lowering, op: Op) -> None:
+    low.elementwise(op, f"csr_{op.kind.lower()}_s8", swapped=low.repeats_first(op))
+
+
+MINIMUM = MAXIMUM = Kind(_normalise_pick, _reference_pick, _lower_pick)
+
+
+def _prelu_factors(op: Op, model: Model) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Multiplier and shift to the left of positive and of negative values."""
+    x, slope = model.of(op.inputs)
+    out = model.tensors[op.output]
+    return factor(op, float(x.scale) / float(out.scale)), _mul_factor(x, slope, out)
+
+
+def _normalise_prelu(op: Op, model: Model) -> Op:
+    made = _normalise(op, model)
+    out = model.tensors[op.output]
+    if model.tensors[op.inputs[0]].shape != out.shape:
+        raise refuse(op, f"repeats its input into {list(out.shape)}", op.inputs[0])
+    _need_narrow(op, out, _prelu_factors(op, model)[1][1])
+    return made
+
+
+def _reference_prelu(op: Op, model: Model, inputs: Sequence[Array]) -> Array:
+    x, slope = model.of(op.inputs)
+    positive, negative = _prelu_factors(op, model)
+    values = inputs[0].astype(np.int64) - x.zero_point
+    below = multiply(values * (inputs[1].astype(np.int64) - slope.zero_point), *negative)
+    scaled = np.where(values >= 0, multiply(values, *positive), below) + model.tensors[op.output].zero_point
+    clamped: Array = np.clip(scaled, -128, 127).astype(np.int8)
+    return clamped
+
+
+def _lower_prelu(low: Lowering, op: Op) -> None:
+    x, slope = low.model.of(op.inputs)
+    positive, negative = _prelu_factors(op, low.model)
+    points = (x.zero_point, slope.zero_point, low.model.tensors[op.output].zero_point)
+    factors = (positive[0], negative[0], positive[1], negative[1])
+    struct = low.struct("csr_prelu_quant", *factors, *points, hint="prelu")
+    low.elementwise(op, "csr_prelu_s8", f"&{struct}")
+
+
+PRELU = Kind(_normalise_prelu, _reference_prelu, _lower_prelu)

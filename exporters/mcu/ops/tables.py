@@ -1,8 +1,9 @@
 """Unary int8 operations as tables of 256 values, computed here with TFLite Micro's arithmetic.
 
 LiteRT's reference kernels give the same, except: RELU6 of tensors with different scales, which TFLite Micro
-does not rescale (refused here); LOGISTIC and TANH of input scales from 4 on, which TFLite Micro saturates too
-early; RELU_N1_TO_1, which only LiteRT has; ELU, which only TFLite Micro has.
+does not rescale (refused here); LOGISTIC and TANH, some halves of which LiteRT rounds otherwise, and which
+TFLite Micro saturates too early for input scales from 4 on; LEAKY_RELU, whose factors are float32 in LiteRT
+and float64 in TFLite Micro; RELU_N1_TO_1, which only LiteRT has; ELU, which only TFLite Micro has.
 """
 
 from __future__ import annotations
@@ -21,13 +22,10 @@ from csr_deploy.exporters.mcu.arithmetic import (
 )
 from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
 from csr_deploy.exporters.mcu.lower import Lowering
-from csr_deploy.exporters.mcu.ops.base import Array, Kind, need_int8, refuse
+from csr_deploy.exporters.mcu.ops.base import Array, Kind, factor, need_int8, refuse
 
 Values = Callable[[Op, Tensor, Tensor, Array], Array]
 """(operation, input, output, integers of the input as int64) → integers of the output, not clamped."""
-
-_MOST_LEFT = 22
-"""A larger shift to the left of the difference of two bytes leaves 30 bits."""
 
 
 def table(values: Values, op: Op, x: Tensor, out: Tensor) -> Array:
@@ -36,20 +34,6 @@ def table(values: Values, op: Op, x: Tensor, out: Tensor) -> Array:
     limits = np.iinfo(out.dtype)
     made = np.clip(values(op, x, out, integers), limits.min, limits.max)
     return made.astype(out.dtype).view(np.int8)
-
-
-def factor(op: Op, real: float) -> tuple[int, int]:
-    """A ratio of scales as multiplier and shift.
-
-    Raises:
-        ExportError: If TFLite Micro's int32 arithmetic overflows with it.
-    """
-    multiplier, shift = quantize_multiplier(real)
-    if shift > _MOST_LEFT:
-        raise refuse(
-            op, f"has an input scale {real:.3g} times that of its output", op.output, "Quantise it again."
-        )
-    return multiplier, shift
 
 
 def _round(x: np.float32 | float) -> int:
@@ -160,11 +144,11 @@ def _hard_swish(op: Op, x: Tensor, out: Tensor, q: Array) -> Array:
 
 
 def _leaky_relu(op: Op, x: Tensor, out: Tensor, q: Array) -> Array:
-    ratio = factor(op, float(x.scale / out.scale))
-    real = float(x.scale * np.float32(op.attrs["alpha"]) / out.scale)
-    multiplier, shift = factor(op, abs(real))
+    ratio = factor(op, float(x.scale) / float(out.scale))
+    real = float(x.scale) * float(np.float32(op.attrs["alpha"])) / float(out.scale)
     centred = q - x.zero_point
-    negative = multiply(centred, -multiplier if real < 0 else multiplier, shift)
+    # A negative slope is taken off after rounding.
+    negative = multiply(centred, *factor(op, abs(real))) * (-1 if real < 0 else 1)
     return np.where(centred >= 0, multiply(centred, *ratio), negative) + out.zero_point
 
 

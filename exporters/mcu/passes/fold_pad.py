@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from csr_deploy.exporters.mcu.ir import Model, Op, Tensor, rebuild
+from csr_deploy.exporters.mcu.ops.depthwise import is_affine
 
 _WINDOWED = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
@@ -37,6 +38,8 @@ def fold_pad(model: Model) -> Model:
         top, left, bottom, right = op.attrs["pads"]
         (_, y0, x0, _), (_, y1, x1, _) = pad.attrs["before"], pad.attrs["after"]
         made = op.with_attrs(pads=(top + y0, left + x0, bottom + y1, right + x1))
+        if op.kind == "DEPTHWISE_CONV_2D":
+            made = made.with_attrs(in_place=is_affine(made.attrs))
         ops.append(replace(made, inputs=(source, *op.inputs[1:])))
     return rebuild(model, ops, tensors)
 

@@ -63,7 +63,6 @@ void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch)
     uint32_t t;
     steps.a = steps.b = op->filters;
     steps.out = pixel;
-    steps.b_element = 1;
     v.window = op->input;
     v.weights = op->v;
     v.quant = &v_quant;
@@ -107,7 +106,7 @@ void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch)
                 const int32_t rest = (int32_t)(count - i), beside = width - at_x;
                 const int32_t run = rest < beside ? rest : beside;
                 csr_add_pixels(&add, terms + i * op->filters, recurrent + i * op->filters,
-                               h + at_y * row + at_x * pixel, steps, (uint32_t)run, op->filters);
+                               h + at_y * row + at_x * pixel, steps, (uint32_t)run, op->filters, 0);
                 i += (uint32_t)run;
                 at_x += run;
                 if (at_x == width) {

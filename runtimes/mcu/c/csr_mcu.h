@@ -42,7 +42,7 @@ typedef struct {
 
 /* Sum of two int8 values: TFLite's ADD and SUB. */
 typedef struct {
-    int32_t multiplier_a, multiplier_b, multiplier_out; /* Q31 */
+    int32_t multiplier_a, multiplier_b, multiplier_out; /* Q31; the last may be negative, which turns the sign */
     int8_t shift_a, shift_b, shift_out;                 /* to the right */
     int8_t zero_a, zero_b, zero_out, low, high;
 } csr_add_quant;
@@ -104,6 +104,13 @@ typedef struct {
     int8_t zero_a, zero_b, zero_out, low, high;
 } csr_mul_quant;
 
+/* x, or slope · x below zero: TFLite's PRELU. */
+typedef struct {
+    int32_t multiplier_positive, multiplier_negative;
+    int8_t shift_positive, shift_negative; /* > 0: to the left */
+    int8_t zero_a, zero_slope, zero_out;
+} csr_prelu_quant;
+
 typedef struct {
     const csr_channel_quant *quant;
     const int8_t *gain;
@@ -149,8 +156,10 @@ void csr_depthwise_s8(const csr_depthwise *op, const int8_t *in, int8_t *out, vo
 void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out);
 void csr_add_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
 void csr_sub_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
-void csr_sub_from_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
 void csr_mul_s8(const csr_loops *loops, const csr_mul_quant *q, const int8_t *a, const int8_t *b, int8_t *out);
+void csr_minimum_s8(const csr_loops *loops, const int8_t *a, const int8_t *b, int8_t *out);
+void csr_maximum_s8(const csr_loops *loops, const int8_t *a, const int8_t *b, int8_t *out);
+void csr_prelu_s8(const csr_loops *loops, const csr_prelu_quant *q, const int8_t *a, const int8_t *slope, int8_t *out);
 void csr_table_s8(const csr_loops *loops, const int8_t *table, const int8_t *in, int8_t *out);
 void csr_max_pool_s8(const csr_pool *op, const int8_t *in, int8_t *out);
 void csr_average_pool_s8(const csr_pool *op, const int8_t *in, int8_t *out);

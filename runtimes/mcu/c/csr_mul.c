@@ -1,14 +1,6 @@
 #include "csr_math.h"
 #include "csr_mcu.h"
-
-static void multiply(const csr_mul_quant *q, csr_requant r, const int8_t *a, const int8_t *b, uint32_t b_step,
-                     int8_t *out, uint32_t count)
-{
-    for (; count; count--, b += b_step) {
-        const int32_t product = (*a++ - q->zero_a) * (*b - q->zero_b);
-        *out++ = (int8_t)csr_clamp(csr_requantize(product, r) + q->zero_out, q->low, q->high);
-    }
-}
+#include "csr_repeat.h"
 
 #if defined(CSR_MVE)
 
@@ -34,8 +26,8 @@ static void multiply(const csr_mul_quant *q, csr_requant r, const int8_t *a, con
                        "r"(low), "r"(high), "r"(zero)                                                          \
                      : "lr", "q0", "q1", "q2", "q3", "memory")
 
-static __attribute__((noinline)) void multiply_x4(const csr_mul_quant *q, csr_requant r, const int8_t *a,
-                                                  const int8_t *b, int8_t *out, uint32_t count)
+static __attribute__((noinline)) void multiply(const csr_mul_quant *q, csr_requant r, const int8_t *a, const int8_t *b,
+                                               int8_t *out, uint32_t count)
 {
     register const int8_t *from_a __asm__("r0") = a;
     register const int8_t *from_b __asm__("r1") = b;
@@ -59,12 +51,42 @@ static __attribute__((noinline)) void multiply_x4(const csr_mul_quant *q, csr_re
     }
 }
 
+#elif defined(CSR_DSP)
+
+static void multiply(const csr_mul_quant *q, csr_requant r, const int8_t *a, const int8_t *b, int8_t *out,
+                     uint32_t count)
+{
+    const int32_t zero_a = q->zero_a, zero_b = q->zero_b, zero = q->zero_out, low = q->low, high = q->high;
+    const int32_t right = r.round.right, multiplier = r.multiplier;
+    const int8_t *const end = out + count;
+    if (!right) {
+        while (out != end) {
+            const int32_t product = (*a++ - zero_a) * (*b++ - zero_b) * (1 << r.left);
+            *out++ = (int8_t)csr_clamp(csr_doubling_high(product, multiplier) + zero, low, high);
+        }
+    } else if (low == -128 && high == 127) {
+        while (out != end) {
+            const int32_t product = (*a++ - zero_a) * (*b++ - zero_b);
+            *out++ = (int8_t)csr_clamp8(csr_scaled(product * 2, multiplier, right, zero));
+        }
+    } else {
+        while (out != end) {
+            const int32_t product = (*a++ - zero_a) * (*b++ - zero_b);
+            *out++ = (int8_t)csr_clamp(csr_scaled(product * 2, multiplier, right, zero), low, high);
+        }
+    }
+}
+
 #else
 
-static void multiply_x4(const csr_mul_quant *q, csr_requant r, const int8_t *a, const int8_t *b, int8_t *out,
-                        uint32_t count)
+static void multiply(const csr_mul_quant *q, csr_requant r, const int8_t *a, const int8_t *b, int8_t *out,
+                     uint32_t count)
 {
-    multiply(q, r, a, b, 1, out, count);
+    const csr_mul_quant copy = *q; /* which no store to `out` can change */
+    for (; count; count--) {
+        const int32_t product = (*a++ - copy.zero_a) * (*b++ - copy.zero_b);
+        *out++ = (int8_t)csr_clamp(csr_requantize(product, r) + copy.zero_out, copy.low, copy.high);
+    }
 }
 
 #endif
@@ -72,15 +94,18 @@ static void multiply_x4(const csr_mul_quant *q, csr_requant r, const int8_t *a, 
 void csr_mul_s8(const csr_loops *loops, const csr_mul_quant *q, const int8_t *a, const int8_t *b, int8_t *out)
 {
     const csr_requant r = csr_requant_of(q->multiplier, q->shift);
+    const uint32_t reach = csr_reach(loops);
+    csr_row row;
     uint32_t y, x;
     for (y = 0; y < loops->rows; y++, a += loops->a_row, b += loops->b_row, out += loops->out_row) {
-        const int8_t *pa = a, *pb = b;
-        int8_t *to = out;
-        for (x = 0; x < loops->pixels; x++, pa += loops->a_pixel, pb += loops->b_pixel, to += loops->out_pixel) {
-            if (loops->b_element) {
-                multiply_x4(q, r, pa, pb, to, loops->span);
-            } else {
-                multiply(q, r, pa, pb, 0, to, loops->span);
+        for (x = 0; x < loops->pixels; x++) {
+            const int8_t *from = a + (int32_t)x * loops->a_pixel;
+            const int8_t *const by = csr_operand(loops, b + (int32_t)x * loops->b_pixel, &row);
+            int8_t *to = out + (int32_t)x * loops->out_pixel;
+            uint32_t left = loops->span, count;
+            for (; left; left -= count, from += count, to += count) {
+                count = left < reach ? left : reach;
+                multiply(q, r, from, by, to, count);
             }
         }
     }

@@ -15,6 +15,12 @@ static void look_up(const int8_t *table, const int8_t *from, int8_t *to, uint32_
                      : "r"(table), "r"(count)
                      : "lr", "q0", "q1", "memory");
 #else
+    for (; count >= 4; count -= 4, from += 4, to += 4) {
+        to[0] = table[(uint8_t)from[0]];
+        to[1] = table[(uint8_t)from[1]];
+        to[2] = table[(uint8_t)from[2]];
+        to[3] = table[(uint8_t)from[3]];
+    }
     for (; count; count--) {
         *to++ = table[(uint8_t)*from++];
     }
