@@ -33,6 +33,10 @@ _SAFETENSORS = ".safetensors"
 _SAVE = "Save its state_dict with csr_deploy.checkpoint.save_checkpoint."
 
 
+class PickledCodeError(CheckpointError):
+    """A file that would have to run code to be read."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained network.
@@ -79,10 +83,14 @@ class Checkpoint:
 
     def record(self) -> dict[str, Any]:
         """Everything but the tensors, as plain values."""
+        architecture = _plain(asdict(self.architecture))
+        if not architecture["layer_cells"]:
+            # So that versions which do not know of it read all other networks.
+            del architecture["layer_cells"]
         return {
             "format": FORMAT,
             "version": VERSION,
-            "architecture": _plain(asdict(self.architecture)),
+            "architecture": architecture,
             "labels": list(self.labels),
             "preprocessing": self.preprocessing.to_json(),
             "training": _plain(dict(self.training)),
@@ -246,7 +254,7 @@ def read_torch_bytes(content: bytes) -> dict[str, Any]:
         read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _refers_to_code(error):
-            raise CheckpointError(
+            raise PickledCodeError(
                 "contains pickled code; it was refused and nothing in it was run",
                 fix="Only plain tensors are read. Where you trust the file's author, load it in Python "
                 f"yourself. {_SAVE}",
@@ -341,7 +349,8 @@ def _read_architecture(values: Mapping[str, Any]) -> Architecture:
     made = Architecture(**values)
     texts = (made.backbone, made.channel_fill, made.cell, made.name)
     counts = (made.num_classes, made.in_channels, *dict(made.csr_layers).values())
-    if not all(isinstance(v, str) for v in (*texts, *made.csr_layers)):
+    cells = dict(made.layer_cells)
+    if not all(isinstance(v, str) for v in (*texts, *made.csr_layers, *cells, *cells.values())):
         raise TypeError("a name in the architecture is no text")
     if not all(type(v) is int and v > 0 for v in counts):
         raise ValueError("a number in the architecture is no positive integer")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from csr_deploy.nn import CSRConv2d
+from csr_deploy.nn.cells import State
 from csr_deploy.quantize import QuantizedGraph, Simulation
 from csr_deploy.unroll.evaluate import evaluate
 from csr_deploy.unroll.graph import Graph, Node
@@ -148,10 +149,10 @@ class _Recorder:
         self.states[name] = []
 
     def _step(
-        self, name: str, step: Callable[[Tensor, Tensor | None], Tensor], term: Tensor, state: Tensor | None
-    ) -> Tensor:
+        self, name: str, step: Callable[[Tensor, State | None], State], term: Tensor, state: State | None
+    ) -> State:
         made = step(term, state)
-        self.states[name].append(made)
+        self.states[name].append(made[0])
         return made
 
 

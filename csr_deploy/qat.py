@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from csr_deploy.data import Preprocessing
 from csr_deploy.errors import ModelError
+from csr_deploy.nn import CSRConv2d, StepCell
 from csr_deploy.quantize.groups import fixed_groups, scale_groups, separate_fixed_scales
 from csr_deploy.quantize.ranges import MOVES, Statistics, choose_scales
 from csr_deploy.quantize.scheme import AFFINE, QMAX, QMIN
@@ -111,13 +112,19 @@ class QuantizationAware(nn.Module):
             f"{name}.": module for name, module in model.named_modules() if isinstance(module, _BatchNorm)
         }
         live = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._cells = {
+            f"{name}.cell": module.cell
+            for name, module in model.named_modules()
+            if isinstance(module, CSRConv2d) and module.num_steps > 1
+        }
         self._live = {name: name for name in graph.constants if name in live}
         """Constant → the parameter or buffer that it is, but for its shape."""
         for name in graph.constants:
             if name.endswith(_BIAS) and name.removesuffix(_BIAS) in live:
                 self._live[name] = name.removesuffix(_BIAS)
         for name, value in graph.constants.items():
-            if name not in self._live and self._norm_of(name) is None:
+            known = name in self._live or self._norm_of(name) is not None
+            if not known and self._cell_of(name) is None:
                 self.register_buffer(_buffer(name), torch.from_numpy(np.asarray(value, np.float32)), False)
         self._check_reached(graph)
         self.calibrate()
@@ -126,12 +133,22 @@ class QuantizationAware(nn.Module):
         scope, _, kind = constant.rpartition(".")
         return self._norms.get(f"{scope}.") if kind in ("gain", "offset") else None
 
+    def _cell_of(self, constant: str) -> StepCell | None:
+        """The cell that computes a constant from its parameters."""
+        scope, _, key = constant.rpartition(".")
+        cell = self._cells.get(scope)
+        return cell if cell is not None and constant not in self._live and key in cell.derived() else None
+
     def _check_reached(self, graph: Graph) -> None:
         reached = set(self._live.values())
         for constant in graph.constants:
             if self._norm_of(constant) is not None:
                 scope = constant.rpartition(".")[0]
                 reached.update((f"{scope}.weight", f"{scope}.bias"))
+            cell = self._cell_of(constant)
+            if cell is not None:
+                scope = constant.rpartition(".")[0]
+                reached.update(f"{scope}.{name}" for name, _ in cell.named_parameters())
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and name not in reached:
                 raise ModelError(
@@ -143,11 +160,14 @@ class QuantizationAware(nn.Module):
     def _constants(self) -> dict[str, Tensor]:
         """The graph's constants, computed from the parameters."""
         live = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        derived = {f"{s}.{k}": v for s, cell in self._cells.items() for k, v in cell.derived().items()}
         made: dict[str, Tensor] = {}
         for name, value in self.graph.constants.items():
             norm = self._norm_of(name)
             if name in self._live:
                 made[name] = live[self._live[name]].reshape(value.shape)
+            elif name in derived:
+                made[name] = derived[name]
             elif norm is None:
                 made[name] = getattr(self, _buffer(name))
             elif name.endswith(".gain"):
@@ -183,7 +203,7 @@ class QuantizationAware(nn.Module):
                     pair = self._partners.get(weight, (weight,))
                     rounded[weight] = _round_weight(constants[weight], [constants[w] for w in pair])
                 inputs[1] = rounded[weight]
-            elif rounding and node.op in ("add", "mul"):
+            elif rounding and node.op in ("add", "sub", "mul"):
                 inputs = [
                     v if i in values else _round_operand(v) for i, v in zip(node.inputs, inputs, strict=True)
                 ]
@@ -255,7 +275,7 @@ def _values_inside_kernels(graph: Graph) -> frozenset[str]:
         if source is None or source.output == graph.output or len(consumers[source.output]) != 1:
             continue
         if node.op in ("relu", "relu6"):
-            fused = source.op in ("conv2d", "linear", "affine", "add", "mul")
+            fused = source.op in ("conv2d", "linear", "affine", "add", "sub", "mul")
         else:
             fused = node.op == "affine" and _owns_weights(source, consumers)
         if fused:

@@ -197,7 +197,7 @@ class OnnxWriter:
         return self._node("Clip", [x, *bounds])
 
     def operand(self, name: str) -> str:
-        """A real-valued input: a value, or a constant that stands as an operand of add or mul."""
+        """A real-valued input: a value, or a constant that stands as an operand of add, sub or mul."""
         if self._in_real and name in self._reals:
             return self._reals[name]
         if self._in_real and name in self.graph.constants:
@@ -241,9 +241,9 @@ class OnnxWriter:
         self.finish(node, self._node("Gemm", inputs, transB=1))
 
     def elementwise(self, node: Node) -> None:
-        """Add or Mul."""
+        """Add, Sub or Mul."""
         inputs = [self.operand(i) for i in node.inputs]
-        self.finish(node, self._node("Add" if node.op == "add" else "Mul", inputs))
+        self.finish(node, self._node({"add": "Add", "sub": "Sub", "mul": "Mul"}[node.op], inputs))
 
     def unary(self, node: Node) -> None:
         """Stand-alone activations."""
@@ -353,6 +353,7 @@ _EMITTERS: dict[str, str] = {
     "affine": "affine",
     "linear": "linear",
     "add": "elementwise",
+    "sub": "elementwise",
     "mul": "elementwise",
     "relu": "unary",
     "relu6": "unary",

@@ -177,13 +177,13 @@ class TensorRtWriter(OnnxWriter):
         return self._initializer(name, values.astype(self.real), kind)
 
     def elementwise(self, node: Node) -> None:
-        """Add or Mul."""
-        if node.op != "add":
+        """Add, Sub or Mul."""
+        if node.op == "mul":
             super().elementwise(node)
             return
         unit = self._result_unit(node)
         inputs = [self._operand_in(i, unit) for i in node.inputs]
-        self._finish_in(node, self._node("Add", inputs), unit)
+        self._finish_in(node, self._node("Add" if node.op == "add" else "Sub", inputs), unit)
 
     def _in_own_unit(self, node: Node, emit: Callable[[Node], None]) -> None:
         """Emits a node that only moves values in the unit they are in: no factor, no rounding."""

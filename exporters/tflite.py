@@ -39,7 +39,7 @@ _TYPES = {
 }
 # Operator versions with int8 kernels, from TFLite's op_version.cc.
 _INT8_VERSIONS = {
-    _Op.CONV_2D: 3, _Op.DEPTHWISE_CONV_2D: 3, _Op.ADD: 2, _Op.MUL: 2, _Op.SLICE: 2,
+    _Op.CONV_2D: 3, _Op.DEPTHWISE_CONV_2D: 3, _Op.ADD: 2, _Op.SUB: 2, _Op.MUL: 2, _Op.SLICE: 2,
     _Op.STRIDED_SLICE: 2, _Op.CONCATENATION: 2, _Op.PAD: 2, _Op.MEAN: 2, _Op.AVERAGE_POOL_2D: 2,
     _Op.MAX_POOL_2D: 2, _Op.SOFTMAX: 2, _Op.LOGISTIC: 2, _Op.TANH: 2, _Op.RELU: 2, _Op.RELU6: 2,
     _Op.TRANSPOSE: 2, _Op.SPACE_TO_DEPTH: 2,
@@ -134,7 +134,7 @@ class TfliteWriter:
         return self._tensor(shape, "int8", name, _COMPUTED, _per_tensor(q))
 
     def _value(self, name: str) -> int:
-        """Tensor of a value, or of a constant that stands as an operand of add or mul."""
+        """Tensor of a value, or of a constant that stands as an operand of add, sub or mul."""
         if self._in_real and name in self.graph.shapes:
             return self._real_value(name)
         known = self._reals if self._in_real else self._values
@@ -301,13 +301,13 @@ class TfliteWriter:
         self._operator(_Op.DEPTHWISE_CONV_2D, inputs, self._value(node.output), kind, options)
 
     def elementwise(self, node: Node) -> None:
-        """ADD or MUL."""
-        add = node.op == "add"
-        options = schema.AddOptionsT() if add else schema.MulOptionsT()
+        """ADD, SUB or MUL."""
+        name = node.op.capitalize()
+        options = getattr(schema, f"{name}OptionsT")()
         options.fusedActivationFunction = _ACTIVATIONS[node.attrs.get("activation")]
-        kind = schema.BuiltinOptions.AddOptions if add else schema.BuiltinOptions.MulOptions
+        kind = getattr(schema.BuiltinOptions, f"{name}Options")
         inputs = [self._value(i) for i in node.inputs]
-        self._operator(_Op.ADD if add else _Op.MUL, inputs, self._value(node.output), kind, options)
+        self._operator(getattr(_Op, node.op.upper()), inputs, self._value(node.output), kind, options)
 
     def unary(self, node: Node) -> None:
         """Stand-alone activations."""
@@ -472,6 +472,7 @@ _EMITTERS: dict[str, Callable[[TfliteWriter, Node], None]] = {
     "conv2d": TfliteWriter.conv2d,
     "affine": TfliteWriter.affine,
     "add": TfliteWriter.elementwise,
+    "sub": TfliteWriter.elementwise,
     "mul": TfliteWriter.elementwise,
     "relu": TfliteWriter.unary,
     "relu6": TfliteWriter.unary,

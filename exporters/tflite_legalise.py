@@ -14,7 +14,10 @@ from csr_deploy.unroll.passes.simplify import simplify
 Padding = tuple[int, int, int, int]
 
 _NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "softmax"})
-_MOVES = frozenset({"slice", "pad", "reshape", "transpose", "max_pool2d", "avg_pool2d", "mean_hw", "concat"})
+_MOVES = frozenset(
+    {"slice", "pad", "reshape", "transpose", "max_pool2d", "avg_pool2d", "mean_hw", "concat"}
+    | {"channels_to_width", "width_to_channels"}
+)
 
 
 def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:

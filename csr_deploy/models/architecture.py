@@ -5,29 +5,52 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from csr_deploy.errors import ModelError
+from csr_deploy.models.densenet import CifarDenseNet
+from csr_deploy.models.efficientnet import EfficientNet
+from csr_deploy.models.efficientnet_lite import EfficientNetLite0
+from csr_deploy.models.imagenet_mobilenet import ImageNetMobileNetV2
+from csr_deploy.models.imagenet_resnet import ImageNetResNet
 from csr_deploy.models.mobilenet import CifarMobileNetV2
-from csr_deploy.models.modules import CountsModules
+from csr_deploy.models.modules import CountsModules, layer_kind
+from csr_deploy.models.presets import PRESETS
 from csr_deploy.models.resnet import CifarResNet
-from csr_deploy.models.vgg import VGG16, VGG16_WIDTHS
-from csr_deploy.nn import csrify
+from csr_deploy.models.vgg import VGG16
+from csr_deploy.nn import csrify, find_cell
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "vgg16": VGG16,
-    "resnet8": partial(CifarResNet, 8),
-    "resnet14": partial(CifarResNet, 14),
-    "resnet20": partial(CifarResNet, 20),
-    "resnet32": partial(CifarResNet, 32),
-    "resnet44": partial(CifarResNet, 44),
-    "resnet56": partial(CifarResNet, 56),
-    "resnet110": partial(CifarResNet, 110),
-    "mobilenetv2": CifarMobileNetV2,
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network that CSR-Convs are put into.
+
+    Attributes:
+        make: Builds the module from `num_classes`, `in_channels` and options.
+        image_size: Height and width of the pictures that it is meant for.
+        num_classes: Of the data set that it is meant for.
+    """
+
+    make: Callable[..., nn.Module]
+    image_size: int = 32
+    num_classes: int = 10
+
+
+_IMAGENET = {"image_size": 224, "num_classes": 1000}
+
+BACKBONES: dict[str, Backbone] = {
+    "vgg16": Backbone(VGG16),
+    **{f"resnet{n}": Backbone(partial(CifarResNet, n)) for n in (8, 14, 20, 32, 44, 56, 110)},
+    "densenet40": Backbone(CifarDenseNet),
+    "mobilenetv2": Backbone(CifarMobileNetV2),
+    "resnet50": Backbone(ImageNetResNet, **_IMAGENET),
+    "efficientnetb0": Backbone(EfficientNet, **_IMAGENET),
+    "mobilenetv2-imagenet": Backbone(ImageNetMobileNetV2, **_IMAGENET),
+    "efficientnet-lite0": Backbone(EfficientNetLite0, **_IMAGENET),
 }
 
 
@@ -43,6 +66,7 @@ class Architecture:
         csr_layers: Layer name → T, the convolutions replaced by CSR-Conv.
         channel_fill: "zero" or "wrap", see `CSRConv2d`.
         cell: Name of the step cell.
+        layer_cells: Layer name → its cell, where that is another one.
         name: What the network is called: the preset, the backbone, or the backbone with the number of its
             CSR-Conv modules and T (`resnet20-m3t2`).
     """
@@ -55,6 +79,34 @@ class Architecture:
     channel_fill: str = "zero"
     cell: str = "vanilla"
     name: str = ""
+    layer_cells: Mapping[str, str] = field(default_factory=dict)
+
+    def with_cell(self, cell: str) -> Architecture:
+        """The same network with another recurrence in all its CSR-Convs, which its name then says.
+
+        Raises:
+            ModelError: If the cell is unknown, or the network has no CSR-Convs.
+        """
+        find_cell(cell)
+        if not self.csr_layers:
+            raise ModelError(
+                f"'{self.name}' has no CSR-Convs that could have the cell '{cell}'",
+                fix="Give the number of modules and T, or a preset.",
+            )
+        name = self.name if cell == self.cell else f"{self.name}-{cell}"
+        return replace(self, cell=cell, layer_cells={}, name=name)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the backbone is meant for; any other may do as well.
+
+        Raises:
+            ModelError: If the backbone is unknown.
+        """
+        if self.backbone not in BACKBONES:
+            raise unknown_name(self.backbone, BACKBONES, "backbone")
+        side = BACKBONES[self.backbone].image_size
+        return (side, side)
 
     def build(self) -> nn.Module:
         """A freshly initialised module.
@@ -65,54 +117,18 @@ class Architecture:
         if self.backbone not in BACKBONES:
             raise unknown_name(self.backbone, BACKBONES, "backbone")
         try:
-            model = BACKBONES[self.backbone](
+            model = BACKBONES[self.backbone].make(
                 num_classes=self.num_classes, in_channels=self.in_channels, **dict(self.options)
             )
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ModelError(f"the options of backbone '{self.backbone}' do not fit: {error}") from error
-        return csrify(model, self.csr_layers, channel_fill=self.channel_fill, cell=self.cell)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One CSR network of the paper: the last `modules` modules of a backbone with T steps.
-
-    Attributes:
-        backbone: Key of `BACKBONES`.
-        modules: How many modules, from the last backwards, become CSR-Convs.
-        num_steps: T.
-        options: Further keyword arguments of the backbone.
-        layer_steps: Last part of a layer's name → T, where it is another one; 1 leaves the layer as it is.
-    """
-
-    backbone: str
-    modules: int
-    num_steps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
-    layer_steps: Mapping[str, int] = field(default_factory=dict)
-
-
-PRESETS: dict[str, Preset] = {
-    # Table 1 widens conv 5 to 260 channels, the next multiple of T = 5.
-    "vgg16-csr4": Preset("vgg16", 8, 5, {"widths": (*VGG16_WIDTHS[:4], 260, *VGG16_WIDTHS[5:])}),
-    "resnet20-csr": Preset("resnet20", 3, 3),
-    "resnet56-csr1": Preset("resnet56", 4, 2),
-    "resnet56-csr2": Preset("resnet56", 11, 3),
-    "resnet56-csr3": Preset("resnet56", 17, 3),
-    "resnet56-csr4": Preset("resnet56", 15, 4),
-    "resnet56-csr5": Preset("resnet56", 22, 5),
-    "resnet110-csr1": Preset("resnet110", 7, 2),
-    "resnet110-csr2": Preset("resnet110", 14, 2),
-    "resnet110-csr3": Preset("resnet110", 22, 3),
-    "resnet110-csr4": Preset("resnet110", 31, 4),
-    "resnet110-csr5": Preset("resnet110", 33, 5),
-    # See csr_deploy.models.mobilenet for how these readings were found.
-    "mobilenetv2-csr1": Preset("mobilenetv2", 4, 3, layer_steps={"expand": 1}),
-    "mobilenetv2-csr2": Preset("mobilenetv2", 7, 3, layer_steps={"expand": 1}),
-    "mobilenetv2-csr3": Preset("mobilenetv2", 17, 3),
-    "mobilenetv2-csr4": Preset("mobilenetv2", 18, 3),
-    "mobilenetv2-csr5": Preset("mobilenetv2", 18, 4, layer_steps={"expand": 3}),
-}
+        return csrify(
+            model,
+            self.csr_layers,
+            channel_fill=self.channel_fill,  # type: ignore[arg-type]
+            cell=self.cell,
+            layer_cells=self.layer_cells,
+        )
 
 
 def unknown_name(name: str, known: Mapping[str, object], what: str) -> ModelError:
@@ -126,7 +142,7 @@ def unknown_name(name: str, known: Mapping[str, object], what: str) -> ModelErro
 
 def architecture(
     name: str,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     in_channels: int = 3,
     *,
     modules: int | None = None,
@@ -136,7 +152,7 @@ def architecture(
 
     Args:
         name: Preset or backbone.
-        num_classes: Number of logits.
+        num_classes: Number of logits; None for that of the data set the backbone is meant for.
         in_channels: Channels of the input image.
         modules: For a backbone: how many modules, from the last backwards, become CSR-Convs.
         num_steps: T of those modules.
@@ -157,22 +173,30 @@ def architecture(
         backbone, options, layer_steps = name, {}, {}
     else:
         raise unknown_name(name, {**BACKBONES, **PRESETS}, "network")
+    if num_classes is None:
+        num_classes = BACKBONES[backbone].num_classes
     plain = Architecture(backbone, num_classes, in_channels, dict(options), name=name)
     if modules is None and num_steps is None:
         return plain
     if modules is None or num_steps is None:
         raise ModelError("CSR-Conv needs both the number of modules and T", fix="Give both or neither.")
-    with torch.device("meta"):
-        model = plain.build()
-    if not isinstance(model, CountsModules):
-        raise ModelError(
-            f"backbone '{backbone}' does not count its modules", fix="Name its layers with csrify."
-        )
-    kinds = {layer: layer.rpartition(".")[2] for layer in model.csr_layers(modules)}
+    kinds = _csr_layers(backbone, tuple(sorted(options.items())), modules)
     layers = {n: layer_steps.get(k, num_steps) for n, k in kinds.items() if layer_steps.get(k) != 1}
     # A preset keeps its own name; a network of the user's own making must not pass for its backbone.
     made = name if name in PRESETS else f"{name}-m{modules}t{num_steps}"
     return replace(plain, csr_layers=layers, name=made)
+
+
+@cache
+def _csr_layers(backbone: str, options: tuple[tuple[str, Any], ...], modules: int) -> Mapping[str, str]:
+    """The convolutions in the last modules of a backbone → what each is in its module."""
+    with torch.device("meta"):
+        model = Architecture(backbone, options=dict(options)).build()
+    if not isinstance(model, CountsModules):
+        raise ModelError(
+            f"backbone '{backbone}' does not count its modules", fix="Name its layers with csrify."
+        )
+    return {layer: layer_kind(model, layer) for layer in model.csr_layers(modules)}
 
 
 def count_parameters(model: nn.Module, *, batch_norm: bool = True) -> int:

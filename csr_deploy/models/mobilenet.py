@@ -5,8 +5,9 @@ size (32×32 pictures reach the head as 8×8), and the first block has an expans
 With 10 classes it has 2,237,770 parameters (Table 2: 2.24 M).
 
 Table 2 gives one T a row and does not say which of a block's convolutions it holds for. No one reading
-reaches all its counts. These are the closest ones, which the presets use; E and P are T of the expansions
-and of the projections, and 18 modules are the 17 blocks and the 1×1 convolution behind them (H):
+reaches all its counts. The presets use these, in which projections and H always have the printed T; E and P
+are T of the expansions and of the projections, and 18 modules are the 17 blocks and the 1×1 convolution
+behind them (H):
 
 | preset | modules | E, P, H | ours, M | Table 2, M | ours, % | Table 2, % | E = P = H = T, M |
 |---|---|---|---|---|---|---|---|

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from csr_deploy.errors import ModelError
-from csr_deploy.nn.cells import CELLS, Pair
+from csr_deploy.nn.cells import Pair, State, find_cell
 
 ChannelFill = Literal["zero", "wrap"]
 
@@ -26,7 +26,9 @@ class CSRConv2d(nn.Module):
         h_t = relu(V * x_t + U * h_{t-1}),  h_0 = 0,  t = 1..T
 
     with V: [D, d, kh, kw] and U: [D, D, kh, kw] shared by all steps, D = ceil(C_out / T). The result is
-    the concatenation of h_1..h_T, cut to C_out channels. With T = 1 it is `nn.Conv2d` without bias.
+    the concatenation of h_1..h_T, cut to C_out channels. Other recurrences than this one are other cells,
+    see `csr_deploy.nn.cells`. With T = 1 there is no recurrence, and with any cell it is `nn.Conv2d`
+    without bias, depth-wise for a depth-wise cell.
 
     Attributes:
         group_in: d.
@@ -55,7 +57,7 @@ class CSRConv2d(nn.Module):
         Args:
             in_channels: C_in.
             out_channels: C_out.
-            kernel_size: Kernel size of V and U; odd where num_steps > 1, as U keeps the size of h.
+            kernel_size: Kernel size of V and U; odd where there is a U, which keeps the size of h.
             num_steps: T, the number of channel groups.
             stride: Stride of V.
             padding: Zero padding of V.
@@ -77,15 +79,9 @@ class CSRConv2d(nn.Module):
                 f"({in_channels} in, {out_channels} out)",
                 fix=f"Give T ≤ {min(in_channels, out_channels)}.",
             )
-        if num_steps > 1 and not all(k % 2 for k in kernel_size):
-            raise ModelError(
-                f"kernel size {kernel_size} is even, so U cannot keep the size of the hidden state",
-                fix="Use an odd kernel size or T = 1.",
-            )
         if channel_fill not in get_args(ChannelFill):
             raise ModelError(f"unknown channel_fill '{channel_fill}'", fix="Use 'zero' or 'wrap'.")
-        if cell not in CELLS:
-            raise ModelError(f"unknown cell '{cell}'", fix=f"Known cells: {', '.join(sorted(CELLS))}.")
+        make_cell = find_cell(cell)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel_size
@@ -93,15 +89,24 @@ class CSRConv2d(nn.Module):
         self.stride = stride
         self.padding = padding
         self.channel_fill: ChannelFill = channel_fill
+        self.cell_name = cell
         self.group_in = math.ceil(in_channels / num_steps)
         self.group_out = math.ceil(out_channels / num_steps)
         # Rounding D up can leave the last states without a channel among the first C_out (5 channels in
         # 4 steps: D = 2, and the third state is the last one seen).
         self.used_steps = math.ceil(out_channels / self.group_out)
         if num_steps == 1:
-            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+            groups = in_channels if make_cell.depthwise else 1
+            if out_channels % groups:
+                raise ModelError(
+                    f"{out_channels} channels are no multiple of {in_channels}, as a depth-wise cell needs",
+                    fix="Use it where a layer has as many output channels as input channels.",
+                )
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+            )
         else:
-            self.cell = CELLS[cell](self.group_in, self.group_out, kernel_size, stride, padding)
+            self.cell = make_cell(self.group_in, self.group_out, kernel_size, stride, padding)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def split(self, x: Tensor) -> Tensor:
@@ -121,11 +126,11 @@ class CSRConv2d(nn.Module):
         # V of all T steps in one call: the recurrence itself only carries U.
         terms = self.cell.input_terms(self.split(x))
         steps = terms.reshape(x.shape[0], self.num_steps, *terms.shape[1:]).unbind(dim=1)
-        state: Tensor | None = None
+        state: State | None = None
         states = []
         for term in steps[: self.used_steps]:
             state = self.cell.step(term, state)
-            states.append(state)
+            states.append(state[0])
         # Cutting the last state, not the concatenation, keeps the result dense for what follows.
         excess = self.group_out * self.used_steps - self.out_channels
         if excess:
@@ -140,6 +145,7 @@ class CSRConv2d(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"num_steps={self.num_steps}, stride={self.stride}, padding={self.padding}"
             + (f", channel_fill={self.channel_fill!r}" if self.channel_fill != "zero" else "")
+            + (f", cell={self.cell_name!r}" if self.cell_name != "vanilla" else "")
         )
 
 

@@ -8,18 +8,32 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from csr_deploy.errors import ModelError
+from csr_deploy.nn.cells import StepCell, find_cell
 from csr_deploy.nn.csr_conv import ChannelFill, CSRConv2d
 
+_MOST_NAMES = 12
 
-def _check_replaceable(name: str, module: nn.Module) -> nn.Conv2d:
-    if not isinstance(module, nn.Conv2d):
+
+def _check_replaceable(name: str, module: nn.Module, cell: type[StepCell]) -> nn.Conv2d:
+    if isinstance(module, CSRConv2d):
         raise ModelError(
-            f"a {type(module).__name__} cannot become a CSR-Conv",
+            "this layer is a CSR-Conv already", where=name, fix="Replace layers of the backbone."
+        )
+    if not isinstance(module, nn.Conv2d):
+        transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+        kind = "transposed convolution" if transposed else type(module).__name__
+        raise ModelError(
+            f"a {kind} cannot become a CSR-Conv",
             where=name,
             fix="Name layers that are nn.Conv2d.",
         )
     reasons = []
-    if module.groups != 1:
+    fix = "Leave it out of the layers to replace."
+    if module.groups != 1 and module.groups == module.in_channels:
+        if not cell.depthwise:
+            reasons.append("it is depth-wise")
+            fix = f"{fix[:-1]}, or give it the cell incremental-depthwise."
+    elif module.groups != 1:
         reasons.append(f"it is grouped ({module.groups} groups)")
     if any(d != 1 for d in module.dilation):
         reasons.append(f"it is dilated {module.dilation}")
@@ -31,7 +45,7 @@ def _check_replaceable(name: str, module: nn.Module) -> nn.Conv2d:
         raise ModelError(
             f"this convolution cannot become a CSR-Conv: {' and '.join(reasons)}",
             where=name,
-            fix="Leave it out of the layers to replace.",
+            fix=fix,
         )
     return module
 
@@ -51,6 +65,7 @@ def csrify(
     *,
     channel_fill: ChannelFill = "zero",
     cell: str = "vanilla",
+    layer_cells: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Replaces the named convolutions of a model by freshly initialised CSR-Convs, in place.
 
@@ -63,7 +78,8 @@ def csrify(
             that the model uses in several places is replaced in all of them.
         num_steps: T for every layer, where `layers` is not a mapping.
         channel_fill: See `CSRConv2d`.
-        cell: See `CSRConv2d`.
+        cell: See `CSRConv2d`. A depth-wise convolution can only get a depth-wise cell.
+        layer_cells: Layer name → its cell, for those of `layers` that get another one.
 
     Returns:
         The same model.
@@ -80,6 +96,9 @@ def csrify(
     else:
         plan = dict.fromkeys(layers, num_steps)
     modules = dict(model.named_modules(remove_duplicate=False))
+    cells = {name: (layer_cells or {}).get(name, cell) for name in plan}
+    if unused := sorted((layer_cells or {}).keys() - plan.keys()):
+        raise ModelError(f"there is a cell for '{unused[0]}', which is not replaced", fix="Give its T too.")
     replacements: dict[nn.Module, CSRConv2d] = {}
     for name, steps in plan.items():
         if not name:
@@ -89,12 +108,15 @@ def csrify(
         if name not in modules:
             convs = [n for n, m in modules.items() if isinstance(m, nn.Conv2d)]
             close = difflib.get_close_matches(name, convs, n=3)
-            names = " or ".join(close) if close else ", ".join(convs)
+            more = f" and {len(convs) - _MOST_NAMES} more" if len(convs) > _MOST_NAMES else ""
+            names = " or ".join(close) if close else ", ".join(convs[:_MOST_NAMES]) + more
             raise ModelError(
                 f"the model has no layer '{name}'",
                 fix=f"Did you mean {names}?" if close else f"Its convolutions: {names or 'none'}.",
             )
-        conv = _check_replaceable(name, modules[name])
+        conv = _check_replaceable(name, modules[name], find_cell(cells[name]))
+        if type(steps) is not int:
+            raise ModelError(f"num_steps (T) is {steps!r}", where=name, fix="Give a whole number, T ≥ 1.")
         try:
             csr = CSRConv2d(
                 conv.in_channels,
@@ -105,7 +127,7 @@ def csrify(
                 _explicit_padding(conv),
                 bias=conv.bias is not None,
                 channel_fill=channel_fill,
-                cell=cell,
+                cell=cells[name],
             )
         except ModelError as error:
             raise ModelError(error.what, where=name, fix=error.fix) from error

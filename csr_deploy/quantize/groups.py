@@ -54,8 +54,20 @@ def separate_fixed_scales(graph: Graph, scheme: Scheme) -> Graph:
 
     A sigmoid ends at 1 by specification; without this, what it is joined with would be clipped there.
     """
-    fixed = {n.output for n in graph.nodes if n.op in scheme.fixed_output}
-    if not any(n.op == "concat" and fixed.intersection(n.inputs) for n in graph.nodes):
+    fixed: dict[str, str] = {}
+    mixed: set[str] = set()
+    for node in graph.nodes:
+        if node.op in scheme.fixed_output:
+            fixed[node.output] = node.op
+        elif node.op in scheme.same_scale:
+            # What only moves keeps the prescribed scale, as the gates of one sigmoid do.
+            rules = {fixed.get(name) for name in node.inputs}
+            rule = rules.pop() if len(rules) == 1 else None
+            if rule is not None:
+                fixed[node.output] = rule
+            elif rules:
+                mixed.add(node.output)
+    if not mixed:
         return graph
     editor = GraphEditor(graph)
     freed: dict[str, str] = {}
@@ -63,7 +75,7 @@ def separate_fixed_scales(graph: Graph, scheme: Scheme) -> Graph:
         inputs = list(node.inputs)
         for position, name in enumerate(inputs):
             shape = editor.shape(name)
-            if node.op != "concat" or name not in fixed or len(shape) != 4:
+            if node.output not in mixed or name not in fixed or len(shape) != 4:
                 continue
             if name not in freed:
                 gain = editor.constant(f"{name}.one", np.ones(shape[1]))

@@ -96,7 +96,9 @@ class QuantizedGraph:
 def quantize_weight(weight: NDArray[np.floating]) -> WeightQuantization:
     """Symmetric, per output channel; a channel of zeros gets a harmless scale."""
     flat = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1)
-    scales = np.where(flat > 0, flat / QMAX, 1.0).astype(np.float32)
+    scales = (flat / QMAX).astype(np.float32)
+    # Also of a channel whose scale is no float32.
+    scales = np.where(scales > 0, scales, np.float32(1.0)).astype(np.float32)
     shaped = scales.reshape(-1, *([1] * (weight.ndim - 1)))
     return WeightQuantization(np.clip(np.rint(weight / shaped), -QMAX, QMAX).astype(np.int8), scales)
 
@@ -127,7 +129,7 @@ class Scheme:
         fixed_output: Operation → the scale its output must have.
         choose: (low, high) → the quantisation that covers it.
         real: Graph and scale groups → values that are not quantised.
-        real_constants: Whether constant operands of add and mul stay real.
+        real_constants: Whether constant operands of add, sub and mul stay real.
     """
 
     weighted: frozenset[str]

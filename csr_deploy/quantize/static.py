@@ -142,10 +142,10 @@ def _only_real(graph: Graph, real_nodes: frozenset[str]) -> frozenset[str]:
 
 
 def _constant_operands(graph: Graph, nodes: Sequence[Node], scheme: Scheme) -> dict[str, Quantization]:
-    """Quantisation of constants that stand as operands of add and mul."""
+    """Quantisation of constants that stand as operands of add, sub and mul."""
     out: dict[str, Quantization] = {}
     for node in nodes:
-        if node.op in ("add", "mul"):
+        if node.op in ("add", "sub", "mul"):
             for name in node.inputs:
                 if name in graph.constants:
                     value = graph.constants[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from csr_deploy.errors import GraphError
 from csr_deploy.unroll.graph import GraphEditor
 
@@ -26,7 +28,9 @@ class GraphBuilder:
         return self.editor.add(op, inputs, hint, self.origin, **attrs)
 
     def weight(self, name: str) -> str:
-        """A weight of the captured model by its full name; the same constant whenever it is asked for.
+        """A weight of the captured model, or what a cell derives from its weights, by its full name.
+
+        It is the same constant whenever it is asked for.
 
         Raises:
             GraphError: If the model has no such weight.
@@ -61,6 +65,10 @@ class GraphBuilder:
         """Element-wise sum."""
         return self._add("add", [x, y], "add", activation=None)
 
+    def sub(self, x: str, y: str) -> str:
+        """Element-wise difference."""
+        return self._add("sub", [x, y], "sub", activation=None)
+
     def mul(self, x: str, y: str) -> str:
         """Element-wise product."""
         return self._add("mul", [x, y], "mul", activation=None)
@@ -68,6 +76,22 @@ class GraphBuilder:
     def affine(self, x: str, gain: str, bias: str) -> str:
         """Per-channel gain and bias."""
         return self._add("affine", [x, gain, bias], "affine", activation=None)
+
+    def scale(self, x: str, gain: str) -> str:
+        """Per-channel gain, without a bias."""
+        zero = f"{gain}.zero"
+        if zero not in self.editor.constants:
+            self.editor.constant(zero, np.zeros(self.editor.shape(gain)))
+        return self.affine(x, gain, zero)
+
+    def channels(self, x: str, start: int, stop: int) -> str:
+        """Channels start..stop; x itself where that is all of them."""
+        shape = self.editor.shape(x)
+        if (start, stop) == (0, shape[1]):
+            return x
+        starts = (0, start, *(0,) * (len(shape) - 2))
+        stops = (shape[0], stop, *shape[2:])
+        return self._add("slice", [x], "part", starts=starts, stops=stops, steps=(1,) * len(shape))
 
     def relu(self, x: str) -> str:
         """max(x, 0)."""

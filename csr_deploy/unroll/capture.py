@@ -114,6 +114,7 @@ def capture(model: nn.Module, input_shape: Shape) -> Graph:
         if name not in layers:
             layers[name] = _describe(name, module)
             weights.update({f"{name}.{k}": _array(v) for k, v in module.state_dict().items()})
+            weights.update(_derived(name, module))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _Placeholder(name, module))
     with _quiet():
@@ -143,6 +144,13 @@ def _describe(name: str, module: CSRConv2d) -> CsrLayer:
         module.bias is not None,
         module.cell,
     )
+
+
+def _derived(name: str, module: CSRConv2d) -> dict[str, Array]:
+    """What the cell computes from its parameters, in float64."""
+    with torch.no_grad():
+        derived = copy.deepcopy(module.cell).double().derived()
+    return {f"{name}.cell.{k}": _array(v) for k, v in derived.items()}
 
 
 @contextmanager
@@ -195,6 +203,8 @@ class _Reader:
         self.names: dict[fx.Node, str] = {}
         self.shapes: dict[str, Shape] = {}
         self.input_shape = input_shape
+        signature = program.graph_signature
+        self._weights = {*weights, *signature.parameters, *signature.buffers}
 
     def graph(self) -> Graph:
         signature = self.program.graph_signature
@@ -259,8 +269,16 @@ class _Reader:
 
         arguments = fx.map_arg(node.args, value)
         keywords = fx.map_arg(node.kwargs, value)
-        self.constants[node.name] = node.target(*arguments, **keywords).numpy()  # type: ignore[operator]
-        self.names[node] = node.name
+        name = self._free_name(node)
+        self.constants[name] = node.target(*arguments, **keywords).numpy()  # type: ignore[operator]
+        self.names[node] = name
+
+    def _free_name(self, node: fx.Node) -> str:
+        """A node's name, or one like it where the model has a weight of that name."""
+        name = node.name
+        while name in self._weights:
+            name += "_"
+        return name
 
     def origin(self, node: fx.Node) -> str:
         """Name of the innermost module a node comes from."""
@@ -286,8 +304,9 @@ class _Reader:
 
     def emit(self, node: fx.Node, op: str, inputs: list[str], **attrs: Any) -> None:
         """Adds one graph node as the translation of an ATen node."""
-        self.nodes.append(Node(op, tuple(inputs), node.name, attrs, self.origin(node)))
-        self.names[node] = node.name
+        name = self._free_name(node)
+        self.nodes.append(Node(op, tuple(inputs), name, attrs, self.origin(node)))
+        self.names[node] = name
 
     def intermediate(self, node: fx.Node, suffix: str, op: str, inputs: list[str], **attrs: Any) -> str:
         """Adds a graph node that has no ATen counterpart."""
@@ -295,9 +314,9 @@ class _Reader:
         self.nodes.append(Node(op, tuple(inputs), name, attrs, self.origin(node)))
         return name
 
-    def scalar_constant(self, node: fx.Node, value: float, rank: int) -> str:
+    def scalar_constant(self, node: fx.Node, value: float, rank: int, suffix: str = "scalar") -> str:
         """A number as a constant that broadcasts."""
-        key = f"{node.name}.scalar"
+        key = f"{node.name}.{suffix}"
         self.constants[key] = np.full((1,) * rank, float(value))
         return key
 
@@ -421,28 +440,76 @@ def _read_silu(reader: _Reader, node: fx.Node) -> None:
     reader.emit(node, "mul", [x, gate], activation=None)
 
 
-def _binary(op: str) -> _Read:
+def _operand(reader: _Reader, node: fx.Node, value: Any, rank: int) -> str:
+    """An operand of an element-wise operation: a value, or a constant with as many axes."""
+    if not isinstance(value, fx.Node):
+        return reader.scalar_constant(node, float(value), rank)
+    name = reader._name(value)
+    if name in reader.constants:
+        content = reader.constants[name]
+        name = f"{node.name}.constant"
+        reader.constants[name] = content.reshape((1,) * (rank - content.ndim) + content.shape)
+    elif len(reader.shape_of(value)) != rank:
+        raise CaptureError("operands of different rank are not supported", where=reader.origin(node))
+    return name
+
+
+def _check_alpha(reader: _Reader, node: fx.Node) -> None:
+    if float(reader.argument(node, 2, "alpha", 1)) != 1:
+        raise CaptureError("an addition with alpha is not supported", where=reader.origin(node))
+
+
+def _is_value(reader: _Reader, argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and reader.names[argument] not in reader.constants
+
+
+def _commutative(op: str) -> _Read:
     def read(reader: _Reader, node: fx.Node) -> None:
-        if float(reader.argument(node, 2, "alpha", 1) or 1) != 1:
-            raise CaptureError("an addition with alpha is not supported", where=reader.origin(node))
+        _check_alpha(reader, node)
         x, y = _args(node)[:2]
-        if not isinstance(x, fx.Node) or (reader.names[x] in reader.constants and isinstance(y, fx.Node)):
+        if not _is_value(reader, x):
             x, y = y, x
         rank = len(reader.shape_of(x))
-        name = reader.scalar_constant(node, y, rank) if isinstance(y, (int, float)) else reader._name(y)
-        if isinstance(y, fx.Node) and name in reader.constants:
-            value = reader.constants[name]
-            name = f"{node.name}.constant"
-            reader.constants[name] = value.reshape((1,) * (rank - value.ndim) + value.shape)
-        elif isinstance(y, fx.Node) and len(reader.shape_of(y)) != rank:
-            raise CaptureError("operands of different rank are not supported", where=reader.origin(node))
-        reader.emit(node, op, [reader._name(x), name], activation=None)
+        reader.emit(node, op, [reader._name(x), _operand(reader, node, y, rank)], activation=None)
 
     return read
 
 
-_reads(aten.add.Tensor, aten.add_.Tensor)(_binary("add"))
-_reads(aten.mul.Tensor, aten.mul_.Tensor)(_binary("mul"))
+_reads(aten.add.Tensor, aten.add_.Tensor)(_commutative("add"))
+_reads(aten.mul.Tensor, aten.mul_.Tensor)(_commutative("mul"))
+
+
+@_reads(aten.sub.Tensor, aten.sub_.Tensor, aten.rsub.Scalar)
+def _read_sub(reader: _Reader, node: fx.Node) -> None:
+    _check_alpha(reader, node)
+    x, y = _args(node)[:2]
+    if node.target is aten.rsub.Scalar:
+        x, y = y, x
+    rank = len(reader.shape_of(node))
+    if _is_value(reader, x) and _is_value(reader, y):
+        inputs = [reader._name(x), _operand(reader, node, y, rank)]
+        reader.emit(node, "sub", inputs, activation=None)
+        return
+    # With a constant it is an addition, whose second operand broadcasts in every format.
+    constant = _operand(reader, node, x if _is_value(reader, y) else y, rank)
+    value = reader._name(y if _is_value(reader, y) else x)
+    if _is_value(reader, y):
+        minus = reader.scalar_constant(node, -1.0, rank, "minus")
+        value = reader.intermediate(node, "negated", "mul", [value, minus], activation=None)
+    else:
+        reader.constants[f"{node.name}.negated"] = -reader.constants[constant]
+        constant = f"{node.name}.negated"
+    reader.emit(node, "add", [value, constant], activation=None)
+
+
+@_reads(aten.div.Tensor, aten.div_.Tensor)
+def _read_div(reader: _Reader, node: fx.Node) -> None:
+    x, y = _args(node)[:2]
+    if _is_value(reader, y):
+        raise CaptureError("a division by a computed value is not supported", where=reader.origin(node))
+    constant = _operand(reader, node, y, len(reader.shape_of(x)))
+    reader.constants[f"{node.name}.reciprocal"] = 1.0 / reader.constants[constant]
+    reader.emit(node, "mul", [reader._name(x), f"{node.name}.reciprocal"], activation=None)
 
 
 @_reads(aten.cat.default)

@@ -32,7 +32,7 @@ _KINDS = {
     "conv.mac": "multiply-accumulates",
     "conv": "convolutions beyond them",
     "depthwise": "affines and depth-wise convolutions",
-    "elementwise": "additions",
+    "elementwise": "additions, products",
     "copy": "slices, concatenations, pads",
     "view": "reshapes",
     "transpose": "transposes",
@@ -153,7 +153,7 @@ def node_features(
     if op == "affine":
         pixels = elements // output[1]
         return {"depthwise": 1, "depthwise.tap": pixels * _round(output[1], 8), "depthwise.pixel": pixels}
-    if op in ("add", "mul"):
+    if op in ("add", "sub", "mul"):
         return {"elementwise": 1, "elementwise.element": elements}
     if op in ("max_pool2d", "avg_pool2d", "mean_hw"):
         window = math.prod(attrs["kernel"]) if "kernel" in attrs else math.prod(inputs[0][2:])

@@ -59,6 +59,8 @@ def evaluate_node(node: Node, inputs: list[Tensor]) -> Tensor:
         return activate(linear_part(node, inputs), a.get("activation"))
     if node.op == "add":
         return activate(x + inputs[1], a.get("activation"))
+    if node.op == "sub":
+        return activate(x - inputs[1], a.get("activation"))
     if node.op == "mul":
         return activate(x * inputs[1], a.get("activation"))
     if node.op in _UNARY:

@@ -5,7 +5,7 @@
 | conv2d | x [N,C,H,W], w [O,C/g,kh,kw], bias [O]? | stride, padding, dilation, groups, activation |
 | linear | x [N,I], w [O,I], bias [O]? | activation |
 | affine | x [N,C,…], gain [C], bias [C] | activation |
-| add, mul | x, y of one shape, or y [1,…] broadcast | activation |
+| add, sub, mul | x, y of one shape, or one of them with axes of size 1 that broadcast | activation |
 | relu, relu6, sigmoid, tanh, hard_sigmoid, hard_swish | x | – |
 | softmax | x | axis |
 | max_pool2d, avg_pool2d | x | kernel, stride, padding; average counts no padding unless count_padding |
@@ -184,6 +184,7 @@ OPS: dict[str, Op] = {
     "linear": Op(_linear, True),
     "affine": Op(_affine, True),
     "add": Op(_elementwise, True),
+    "sub": Op(_elementwise, True),
     "mul": Op(_elementwise, True),
     "relu": Op(_same),
     "relu6": Op(_same),

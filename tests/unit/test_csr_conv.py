@@ -150,7 +150,10 @@ def test_later_channels_do_not_reach_earlier_states() -> None:
         ((8, 8, 2, 2), {}, "is even"),
         ((8, 8, (3, 4), 2), {}, "is even"),
         ((8, 8, 3, 2), {"channel_fill": "mirror"}, "channel_fill 'mirror'"),
-        ((8, 8, 3, 2), {"cell": "lstm"}, "cell 'lstm'"),
+        ((8, 8, 3, 2), {"cell": "lsmt"}, "cell 'lsmt'"),
+        ((8, 8, 2, 2), {"cell": "gru"}, "is even"),
+        ((8, 12, 3, 4), {"cell": "incremental-depthwise"}, "states of 3 channels from groups of 2"),
+        ((8, 12, 3, 1), {"cell": "incremental-depthwise"}, "no multiple of 8"),
     ],
 )
 def test_impossible_layers_are_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -78,29 +80,49 @@ def test_a_layer_used_twice_stays_one_layer() -> None:
         (["zzz"], 2, "Its convolutions: first.0, blocks.left"),
         (["first.1"], 2, "first.1: a ReLU cannot"),
         (["blocks.left"], 9, "num_steps .T = 9. is larger"),
+        (["blocks.left"], 0, "blocks.left: num_steps .T. is 0\nT counts"),
+        (["blocks.left"], -3, "blocks.left: num_steps .T. is -3"),
+        (["blocks.left"], 2.5, "blocks.left: num_steps .T. is 2.5\nGive a whole number"),
+        (["blocks.left"], True, "blocks.left: num_steps .T. is True"),
         (["blocks.left"], None, "no num_steps"),
         ([""], 2, "the model itself"),
     ],
 )
-def test_refusals_name_the_layer_and_change_nothing(
-    layers: list[str], steps: int | None, message: str
-) -> None:
+def test_refusals_name_the_layer_and_change_nothing(layers: list[str], steps: Any, message: str) -> None:
     model = Branch()
     before = dict(model.named_modules())
     with pytest.raises(ModelError, match=message):
-        csrify(model, ["head.0.0", *layers] if steps == 2 else layers, steps)
+        csrify(model, ["head.0.0", *layers] if type(steps) is int and steps == 2 else layers, steps)
     assert dict(model.named_modules()) == before
 
 
 @pytest.mark.parametrize(
     ("conv", "message"),
     [
-        (nn.Conv2d(4, 4, 3, groups=2), "grouped"),
-        (nn.Conv2d(4, 4, 3, dilation=2), "dilated"),
+        (nn.Conv2d(4, 4, 3, groups=2), "0: .*grouped .2 groups"),
+        (nn.Conv2d(4, 4, 3, groups=4), "depth-wise\n.*incremental-depthwise"),
+        (nn.Conv2d(4, 4, 3, dilation=2), "dilated .2, 2"),
+        (nn.Conv2d(4, 4, 3, groups=2, dilation=2), "grouped .2 groups. and it is dilated"),
+        (nn.ConvTranspose2d(4, 4, 3), "0: a transposed convolution cannot"),
+        (nn.Conv1d(4, 4, 3), "0: a Conv1d cannot"),
+        (CSRConv2d(4, 4, 3, 2), "0: this layer is a CSR-Conv already"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding mode is 'reflect'"),
         (nn.Conv2d(4, 4, 2, padding="same"), "even kernel"),
     ],
 )
-def test_convolutions_it_cannot_express_are_refused(conv: nn.Conv2d, message: str) -> None:
+def test_convolutions_it_cannot_express_are_refused(conv: nn.Module, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         csrify(nn.Sequential(conv), ["0"], 2)
+
+
+def test_a_model_with_many_layers_does_not_list_them_all() -> None:
+    model = nn.Sequential(*[nn.Conv2d(4, 4, 1) for _ in range(30)])
+    with pytest.raises(ModelError, match="Its convolutions: 0, 1, .*, 11 and 18 more"):
+        csrify(model, ["stem"], 2)
+
+
+def test_t_as_large_as_the_smaller_number_of_channels_is_allowed() -> None:
+    layer = csrify(nn.Sequential(nn.Conv2d(6, 4, 3, padding=1)), ["0"], 4)[0]  # type: ignore[index]
+    assert layer(torch.randn(1, 6, 5, 5)).shape == (1, 4, 5, 5)
+    with pytest.raises(ModelError, match="Give T ≤ 4"):
+        csrify(nn.Sequential(nn.Conv2d(6, 4, 3, padding=1)), ["0"], 5)

@@ -346,6 +346,54 @@ def test_passes_keep_what_they_cannot_fold() -> None:
     assert [op.kind for op in model.ops] == ["PAD", "CONV_2D"]
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_padding_before_a_gain_per_channel(host: HostCompiler, depthwise: bool) -> None:
+    """What pads cannot be computed in place, whether it comes as a depth-wise convolution or as groups."""
+    random = np.random.default_rng(0)
+    graph = GraphBuilder()
+    x = graph.input((1, 4, 5, 3), (0.1, 5))
+    padded = graph.pad(x, [(0, 0), (1, 0), (0, 2), (0, 0)])
+    gains, bias = random.integers(-127, 128, (1, 1, 1, 3)).astype(np.int8), np.array([900, -700, 5], np.int32)
+    if depthwise:
+        out = graph.depthwise_conv2d(padded, gains, [0.01] * 3, bias, (0.1, 0), padding="VALID")
+    else:
+        out = graph.conv2d(padded, gains.reshape(3, 1, 1, 1), [0.01] * 3, bias, (0.1, 0), padding="VALID")
+    content = graph.build(out)
+    program = _compile(content)
+    assert [c.kernel for c in program.calls] == ["csr_depthwise_s8"]
+    inputs = random.integers(-128, 128, (4, 1, 4, 5, 3)).astype(np.int8)
+    expected = [out.reshape(-1) for out in run_tflm(content, *inputs)]
+    assert np.array_equal(host.run(program, inputs), expected)
+
+
+def test_an_operand_that_is_part_of_the_other_is_not_written_over(host: HostCompiler) -> None:
+    random = np.random.default_rng(0)
+    inputs = random.integers(-128, 128, (4, 1, 4, 4, 3)).astype(np.int8)
+    for turned in (False, True):
+        graph = GraphBuilder()
+        x = graph.input((1, 4, 4, 3), (0.05, 3))
+        size = graph.unary("ABS", x, (0.05, -3))
+        part = (
+            graph.transpose(size, (0, 2, 1, 3)) if turned else graph.slice(size, (0, 0, 0, 0), (1, 1, 1, 3))
+        )
+        content = graph.build(graph.sub(size, part, (0.1, 0)))
+        expected = [out.reshape(-1) for out in run_tflm(content, *inputs)]
+        assert np.array_equal(host.run(_compile(content), inputs), expected)
+
+
+def test_groups_of_one_channel_share_weights_and_one_kernel() -> None:
+    """The steps of a depth-wise recurrence have one filter bank."""
+    graph = GraphBuilder()
+    x = graph.input((1, 6, 6, 4), (0.05, 3))
+    weights = np.random.default_rng(0).integers(-127, 128, (4, 3, 3, 1)).astype(np.int8)
+    state = x
+    for zero in (1, 2, 3):
+        state = graph.conv2d(state, weights, [0.01] * 4, None, (0.05, zero))
+    program = _compile(graph.build(state))
+    assert [c.kernel for c in program.calls] == ["csr_depthwise_s8"] * 3
+    assert [c.size for c in program.constants if c.kind == "weight"] == [36]
+
+
 def _with_signature(signature: list[int]) -> bytes:
     graph = GraphBuilder()
     x = graph.input((1, 4), (0.1, 0))

@@ -8,6 +8,8 @@ from torch import nn
 
 from csr_deploy.errors import ModelError
 from csr_deploy.models import BACKBONES, PRESETS, Architecture, architecture, count_parameters
+from csr_deploy.models.modules import CountsModules
+from csr_deploy.models.paper import PAPER_BACKBONES, TABLE_2
 from csr_deploy.nn import CSRConv2d
 
 
@@ -20,6 +22,7 @@ from csr_deploy.nn import CSRConv2d
         ("resnet56-csr5", 0.100),
         ("resnet110", 1.73),
         ("resnet20", 0.27),
+        ("densenet40", 1.06),
     ],
 )
 def test_parameter_counts(name: str, millions: float) -> None:
@@ -53,7 +56,8 @@ def test_vgg16_csr4_is_table_1() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet8", "resnet20-csr", "resnet56-csr2", "vgg16-csr4", "mobilenetv2-csr4"]
+    "name",
+    ["resnet8", "resnet20-csr", "resnet56-csr2", "vgg16-csr4", "mobilenetv2-csr4", "densenet40-csr5"],
 )
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
 def test_networks_compute(name: str, channels: int, size: int) -> None:
@@ -162,3 +166,143 @@ def test_names_and_counts_that_do_not_exist(name: str, options: dict[str, int], 
 def test_plans_that_cannot_be_built(plan: Architecture, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         plan.build()
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet50", 25_557_032),
+        ("efficientnetb0", 5_288_548),
+        ("mobilenetv2-imagenet", 3_504_872),
+        ("mobilenetv2-imagenet-csr2", 2_469_032),
+        ("densenet40", 1_059_298),
+    ],
+)
+def test_counts_to_the_last_parameter(name: str, count: int) -> None:
+    with torch.device("meta"):
+        assert count_parameters(architecture(name).build()) == count
+
+
+def test_the_authors_cell_adds_two_scalars_a_layer() -> None:
+    plan = architecture("mobilenetv2-imagenet-csr2")
+    assert len(plan.csr_layers) == 24
+    assert {n for n in plan.csr_layers if n.startswith("features.6.")} == {
+        "features.6.conv.0.0",
+        "features.6.conv.2",
+    }
+    assert (plan.csr_layers["features.6.conv.0.0"], plan.csr_layers["features.6.conv.2"]) == (3, 4)
+    with torch.device("meta"):
+        assert count_parameters(plan.with_cell("incremental").build()) == 2_469_080
+
+
+def test_every_row_of_table_2_has_a_preset() -> None:
+    assert len(TABLE_2) == 31
+    for row in TABLE_2:
+        assert row.num_steps == PRESETS[row.preset].num_steps
+    assert {PRESETS[row.preset].backbone for row in TABLE_2} == set(PAPER_BACKBONES)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("resnet50-csr2", {"conv1": 5, "conv2": 4, "conv3": 5}),
+        ("efficientnetb0-csr1", {"expand": 3, "squeeze": 3, "project": 3}),
+        ("mobilenetv2-imagenet-csr1", {"expand": 3, "project": 4}),
+    ],
+)
+def test_t_of_every_kind_of_layer(name: str, kinds: dict[str, int]) -> None:
+    from csr_deploy.models.modules import layer_kind
+
+    plan = architecture(name)
+    with torch.device("meta"):
+        backbone = architecture(plan.backbone).build()
+    found = {(layer_kind(backbone, layer), steps) for layer, steps in plan.csr_layers.items()}
+    assert found == set(kinds.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "first"),
+    [
+        ("efficientnetb0", 16, "features.1.0.block.1.fc1"),
+        ("mobilenetv2-imagenet", 17, "features.1.conv.1"),
+        ("mobilenetv2-imagenet", 18, "features.18.0"),
+        ("densenet40", 36, "block1.0.conv"),
+        ("resnet50", 16, "layer1.0.conv1"),
+    ],
+)
+def test_all_modules(name: str, modules: int, first: str) -> None:
+    assert next(iter(architecture(name, modules=modules, num_steps=2).csr_layers)) == first
+    with pytest.raises(ModelError, match=f"of {18 if name.startswith('mobile') else modules}"):
+        architecture(name, modules=19 if name.startswith("mobile") else modules + 1, num_steps=2)
+
+
+def test_a_head_has_a_kind_of_its_own() -> None:
+    with torch.device("meta"):
+        model = architecture("mobilenetv2-imagenet").build()
+    assert isinstance(model, CountsModules)
+    from csr_deploy.models.modules import layer_kind
+
+    assert {layer_kind(model, n) for n in model.csr_layers(18)} == {"head", "expand", "project"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("resnet50", {"blocks": (1, 2, 1, 1), "width": 8}),
+        ("efficientnetb0", {"width": 0.25, "repeats": (1, 1, 1, 2, 1, 1, 1)}),
+        ("mobilenetv2-imagenet", {"width": 0.25}),
+        ("densenet40", {"depth": 13}),
+    ],
+)
+def test_networks_of_imagenet_learn(backbone: str, options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    plan = Architecture(backbone, num_classes=5, options=options)
+    with torch.device("meta"):
+        whole = plan.build()
+    assert isinstance(whole, CountsModules)
+    layers = dict.fromkeys(whole.csr_layers(2), 2)
+    model = Architecture(backbone, num_classes=5, options=options, csr_layers=layers).build().train()
+    x, y = torch.randn(4, 3, 48, 64), torch.tensor([0, 1, 2, 3])
+    # Dropping whole branches makes the loss of one batch random.
+    for module in model.modules():
+        if hasattr(module, "rate"):
+            module.rate = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval()(x).shape == (4, 5)
+
+
+def test_drop_path_drops_whole_images() -> None:
+    from csr_deploy.models.modules import DropPath
+
+    torch.manual_seed(0)
+    layer = DropPath(0.25).train()
+    kept = layer(torch.ones(4000, 2, 3, 3)).flatten(1)
+    assert kept.unique().tolist() == [0.0, pytest.approx(4 / 3)]
+    assert bool((kept == kept[:, :1]).all())
+    assert kept.mean().item() == pytest.approx(1, abs=0.05)
+    x = torch.randn(3, 2, 1, 1)
+    assert layer.eval()(x) is x
+
+
+def test_sizes_and_classes_of_the_data_they_are_meant_for() -> None:
+    assert architecture("resnet56").image_size == (32, 32)
+    plan = architecture("resnet50-csr1")
+    assert (plan.image_size, plan.num_classes) == ((224, 224), 1000)
+    assert architecture("resnet50", num_classes=7).num_classes == 7
+    with pytest.raises(ModelError, match="unknown backbone"):
+        _ = Architecture("resnet51").image_size
+
+
+@pytest.mark.parametrize("depth", [4, 12, 41])
+def test_densenets_that_do_not_exist(depth: int) -> None:
+    with pytest.raises(ModelError, match="no DenseNet has depth"):
+        Architecture("densenet40", options={"depth": depth}).build()

@@ -20,11 +20,15 @@ _ZERO_KEEPING = frozenset({"relu", "relu6", "tanh", "hard_swish", "max_pool2d", 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A value that is the first `size` channels of an emitted value, its `surplus` perhaps all zero."""
+    """A value that is the first `size` channels of an emitted value, its `surplus` perhaps all zero.
+
+    `origin` is the module that it comes from.
+    """
 
     whole: str
     size: int
     zero: bool
+    origin: str
 
 
 class _Absorber:
@@ -52,7 +56,7 @@ class _Absorber:
     def _explicit(self, name: str) -> str:
         """Emits the cut that was carried so far."""
         cut = self.cuts.pop(name)
-        made = channels(self.editor, cut.whole, 0, cut.size, f"{name}.cut", "")
+        made = channels(self.editor, cut.whole, 0, cut.size, f"{name}.cut", cut.origin)
         self.editor.alias(name, made)
         return made
 
@@ -71,13 +75,13 @@ class _Absorber:
 
     def _start(self, node: Node, cut: _Cut | None) -> None:
         whole = node.inputs[0] if cut is None else cut.whole
-        self.cuts[node.output] = _Cut(whole, node.attrs["stops"][1], False)
+        self.cuts[node.output] = _Cut(whole, node.attrs["stops"][1], False, node.origin)
 
     def _emit(self, node: Node, inputs: list[str], size: int, zero: bool, **attrs: object) -> bool:
         name = self.editor.add(
             node.op, inputs, f"{node.output}.whole", node.origin, **{**node.attrs, **attrs}
         )
-        self.cuts[node.output] = _Cut(name, size, zero)
+        self.cuts[node.output] = _Cut(name, size, zero, node.origin)
         return True
 
     def _carry(self, node: Node, cut: _Cut | None) -> bool:
@@ -126,7 +130,7 @@ class _Absorber:
         if self.editor.shape(whole)[1] == size:
             self.editor.alias(node.output, whole)
         else:
-            self.cuts[node.output] = _Cut(whole, size, True)
+            self.cuts[node.output] = _Cut(whole, size, True, node.origin)
         return True
 
     def _carry_add(self, node: Node) -> bool:

@@ -28,7 +28,7 @@ _ONE_INPUT = frozenset(
         "mean_hw",
     }
 )
-_CHANNELWISE = _ONE_INPUT | {"affine", "add", "mul"}
+_CHANNELWISE = _ONE_INPUT | {"affine", "add", "sub", "mul"}
 
 
 def keep_groups(graph: Graph) -> Graph:
@@ -92,7 +92,7 @@ def _possible_splits(graph: Graph) -> dict[str, Sizes]:
         elif node.op in _ONE_INPUT or node.op == "affine":
             if node.inputs[0] in splits:
                 splits[node.output] = splits[node.inputs[0]]
-        elif node.op in ("add", "mul"):
+        elif node.op in ("add", "sub", "mul"):
             known = {splits[i] for i in node.inputs if i in splits}
             alike = all(
                 i in graph.shapes and graph.shapes[i] == graph.shapes[node.output] for i in node.inputs

@@ -34,12 +34,12 @@ def _unroll(graph: Graph, terms_of: _Terms) -> Graph:
         layer: CsrLayer = node.attrs["layer"]
         builder = GraphBuilder(editor, layer.scope)
         x = _fill(editor, layer, node)
-        state: str | None = None
+        state: tuple[str, ...] | None = None
         states = []
         for step, term in enumerate(terms_of(editor, builder, layer, x), start=1):
             builder.step = step
             state = layer.cell.lower_step(builder, f"{layer.scope}.cell", term, state)
-            states.append(state)
+            states.append(state[0])
         out = editor.add("concat", states, f"{layer.scope}.states", layer.scope, axis=1)
         out = channels(editor, out, 0, layer.out_channels, f"{layer.scope}.cut", layer.scope)
         if layer.bias:

@@ -1,4 +1,4 @@
-"""Figures of a network that follow from its structure."""
+"""Multiply-accumulates by the counter that torch keeps."""
 
 from __future__ import annotations
 
