@@ -7,6 +7,7 @@ epoch alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 import time
@@ -195,6 +196,7 @@ def train(
     data: TrainingData,
     options: TrainOptions,
     *,
+    masks: Mapping[str, Tensor] | None = None,
     on_step: Progress | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> Checkpoint:
@@ -208,6 +210,8 @@ def train(
         recipe: How. A batch larger than the training set is cut to it.
         data: Both splits.
         options: Where.
+        masks: Name of a parameter → bool mask of its shape; where it is False the parameter is exactly zero
+            from the start on and after every step.
         on_step: Called after each step.
         on_epoch: Called after each epoch, when its files are written.
 
@@ -224,7 +228,7 @@ def train(
     """
     device = torch.device(options.device)
     with joined_world(device) as world:
-        run = _Run(architecture, recipe, data, options, world)
+        run = _Run(architecture, recipe, data, options, world, masks or {})
         checkpoint = run.train(on_step, on_epoch)
         del run
         return checkpoint
@@ -240,6 +244,7 @@ class _Run:
         data: TrainingData,
         options: TrainOptions,
         world: World,
+        masks: Mapping[str, Tensor],
     ) -> None:
         if recipe.batch_size % world.size:
             raise OptionError(
@@ -279,6 +284,8 @@ class _Run:
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model
+        self.masked = _masked(model, masks)
+        self._apply_masks()
         self.aware: QuantizationAware | None = None
         if options.qat:
             self.aware = QuantizationAware(model, data.preprocessing, data.train_images).to(self.device)
@@ -305,6 +312,8 @@ class _Run:
             self.identity["freeze"] = options.freeze
         if options.qat:
             self.identity["qat"] = True
+        if masks:
+            self.identity["masks_sha256"] = _masks_sha256(masks)
         self.teacher: str | None = None
         self.soft_targets: Tensor | None = None
         if options.teacher:
@@ -407,6 +416,7 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
+            self._apply_masks()
             self._update_ema(epoch * self.steps + step)
             total_loss += value * len(y)
             total_hits += int((logits.argmax(1) == y).sum())
@@ -426,6 +436,12 @@ class _Run:
             hard = nn.functional.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
             loss = loss + (1 - recipe.distill_weight) * hard
         return loss
+
+    def _apply_masks(self) -> None:
+        # After the step, whatever it was: momentum, weight decay and Muon move a weight without a gradient.
+        with torch.no_grad():
+            for parameter, dropped in self.masked:
+                parameter.masked_fill_(dropped, 0.0)
 
     def _update_ema(self, step: int) -> None:
         if self.ema is None:
@@ -556,6 +572,29 @@ class _Run:
             raise CheckpointError(error.what, where=where, fix=_START_AGAIN) from error
         except _NOT_A_RUN as error:
             raise CheckpointError(f"is damaged: {error!r}", where=where, fix=_START_AGAIN) from error
+
+
+def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Parameters with what is dropped of each.
+
+    Raises:
+        ModelError: If a mask belongs to no parameter, or has another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            raise ModelError(
+                f"a mask of shape {list(mask.shape)} fits no parameter of the network", where=name
+            )
+    return [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in masks.items()]
+
+
+def _masks_sha256(masks: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(masks):
+        digest.update(name.encode())
+        digest.update(np.packbits(masks[name].cpu().numpy()).tobytes())
+    return digest.hexdigest()
 
 
 _START_AGAIN = "Start again without --resume, in another --out."

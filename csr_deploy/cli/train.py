@@ -40,6 +40,7 @@ from csr_deploy.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from csr_deploy.checkpoint import Checkpoint
+    from csr_deploy.models import Architecture
     from csr_deploy.train import TrainingData, TrainOptions
 
 app = new_app()
@@ -65,7 +66,10 @@ def train(
     network: Annotated[
         str,
         typer.Option(
-            "--network", "-n", help="Preset (resnet56-csr2, vgg16-csr4, …) or backbone (resnet56, vgg16, …)."
+            "--network",
+            "-n",
+            help="Preset (resnet56-csr2, vgg16-csr4, …) or backbone (resnet56, vgg16, …), or a checkpoint "
+            "whose architecture is trained from fresh weights, such as one that csr-search found.",
         ),
     ],
     data: Annotated[
@@ -125,6 +129,14 @@ def train(
         typer.Option(min=1, help="For a backbone: how many modules, from the last, become CSR-Convs."),
     ] = None,
     csr_steps: Annotated[int | None, typer.Option(min=1, help="T of those modules.")] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            help="Recurrence of the CSR-Convs: vanilla (the paper's), gru, lstm, fastrnn, incremental-rnn, "
+            "lipschitz-rnn, incremental, incremental-depthwise or s-groupconv.",
+            show_default="vanilla",
+        ),
+    ] = None,
     image_size: Annotated[
         str | None,
         typer.Option(metavar="H[xW]", help="Size the network takes.", show_default="that of the images"),
@@ -209,8 +221,9 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     where = pick_device(device)
+    found = _architecture_of(network, csr_modules, csr_steps)
     options = training.TrainOptions(
-        out or Path("runs") / network,
+        out or Path("runs") / (network if found is None else found.name),
         seed,
         str(where),
         native_bf16(where) if bf16 is None else bf16,
@@ -225,13 +238,15 @@ def train(
         training.check_out(options)
     train_set, test_set = open_dataset(data, "train"), open_dataset(data, "test")
     preprocessing = natural_preprocessing(train_set, size)
-    plan = architecture(
-        network,
-        num_classes=max(1, len(train_set.classes)),
-        in_channels=preprocessing.channels,
-        modules=csr_modules,
-        num_steps=csr_steps,
-    )
+    num_classes = max(1, len(train_set.classes))
+    if found is None:
+        plan = architecture(
+            network, num_classes, preprocessing.channels, modules=csr_modules, num_steps=csr_steps
+        )
+    else:
+        plan = replace(found, num_classes=num_classes, in_channels=preprocessing.channels)
+    if cell is not None:
+        plan = plan.with_cell(cell)
     parameters = count_parameters(plan.build())
     with _progress() as bars:
         tasks = {s: bars.add_task(f"reading {s} images", total=None, note="") for s in ("train", "test")}
@@ -258,6 +273,22 @@ def train(
         if plot:
             _draw(options.out, plan.name)
         _show_result(checkpoint, parameters, options.out, plot)
+
+
+def _architecture_of(network: str, modules: int | None, steps: int | None) -> Architecture | None:
+    """The architecture of a checkpoint; None where a network is named."""
+    if not network.endswith((".pt", ".safetensors")):
+        return None
+    from csr_deploy.checkpoint import load_checkpoint
+
+    found = load_checkpoint(network).architecture
+    if modules is not None or steps is not None:
+        raise OptionError(
+            "a checkpoint already says which modules are CSR-Convs",
+            where=network,
+            fix="Give the number of modules and T with a backbone.",
+        )
+    return found
 
 
 class _Display:
