@@ -58,6 +58,21 @@ _WAITS = ("spin", "block")
 
 
 @dataclass(frozen=True)
+class OpTime:
+    """Time of one operator in one inference.
+
+    Attributes:
+        op: Its kind, e.g. "Conv".
+        name: Of the node as the runtime has it, fused ones included.
+        nanoseconds: Mean over the profiled inferences.
+    """
+
+    op: str
+    name: str
+    nanoseconds: float
+
+
+@dataclass(frozen=True)
 class RuntimeOptions:
     """How a runtime runs. None leaves an option to the runtime; given, it is refused where it means nothing.
 
@@ -104,6 +119,8 @@ class Runtime(abc.ABC):
     available_kernels: ClassVar[tuple[str, ...]] = ("optimized",)
     """The first is what the runtime does by itself."""
     threaded: ClassVar[bool] = True
+    has_profiler: ClassVar[bool] = False
+    """Whether `profile` gives times."""
     special_options: ClassVar[frozenset[str]] = frozenset()
     """Fields of `RuntimeOptions` that it has beyond those which every runtime has."""
 
@@ -229,6 +246,17 @@ class Runtime(abc.ABC):
                 encoded = np.concatenate([encoded, np.repeat(encoded[-1:], short, axis=0)])
             outputs.append(self.run(encoded).output[: batch - short])
         return np.concatenate(outputs)
+
+    def profile(self, inputs: Sequence[NDArray[Any]]) -> list[OpTime] | None:
+        """Times every operator by the runtime's own profiler, in inferences that are slower for it.
+
+        Args:
+            inputs: Batches, as `run` takes them; an inference each.
+
+        Returns:
+            One entry for each operator; None where the runtime has no profiler.
+        """
+        return None
 
     @property
     def version(self) -> str:

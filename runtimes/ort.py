@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csr_deploy.errors import MissingDependencyError
-from csr_deploy.runtimes.base import Runtime
+from csr_deploy.runtimes.base import OpTime, Runtime
 
 _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {
@@ -21,6 +25,7 @@ _DTYPES = {
 }
 # Warnings about graphics cards that are not there are of no use to a CPU session.
 _ERRORS_ONLY = 3
+_KERNEL = "_kernel_time"
 
 
 class OrtRuntime(Runtime):
@@ -28,6 +33,7 @@ class OrtRuntime(Runtime):
 
     name = "ort"
     suffixes = (".onnx",)
+    has_profiler = True
 
     def _package(self) -> str:
         return "onnxruntime"
@@ -44,15 +50,30 @@ class OrtRuntime(Runtime):
         self._module: ModuleType = onnxruntime
 
     def _open(self) -> None:
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
+        session = self._new_session(self._session_options())
+        for spec, tensors in (
+            (self.subject.input, session.get_inputs()),
+            (self.subject.output, session.get_outputs()),
+        ):
+            tensor = next((t for t in tensors if t.name == spec.name), tensors[0])
+            self._check_tensor(spec, tensor.shape, _DTYPES.get(tensor.type, tensor.type))
+        self._session = session
+        self._outputs = [self.subject.output.name]
+        self._input = self.subject.input.name
 
+    def _session_options(self) -> Any:
         options = self._module.SessionOptions()
         options.intra_op_num_threads = self.options.threads
         options.inter_op_num_threads = 1
         options.execution_mode = self._module.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ERRORS_ONLY
+        return options
+
+    def _new_session(self, options: Any) -> Any:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
         try:
-            session = self._module.InferenceSession(
+            return self._module.InferenceSession(
                 str(self.subject.model_file), sess_options=options, providers=[_PROVIDER]
             )
         except (
@@ -65,18 +86,39 @@ class OrtRuntime(Runtime):
             state.RuntimeException,
         ) as error:
             raise self._refused(str(error)) from error
-        for spec, tensors in (
-            (self.subject.input, session.get_inputs()),
-            (self.subject.output, session.get_outputs()),
-        ):
-            tensor = next((t for t in tensors if t.name == spec.name), tensors[0])
-            self._check_tensor(spec, tensor.shape, _DTYPES.get(tensor.type, tensor.type))
-        self._session = session
-        self._outputs = [self.subject.output.name]
-        self._input = self.subject.input.name
+
+    def profile(self, inputs: Sequence[NDArray[Any]]) -> list[OpTime] | None:
+        with tempfile.TemporaryDirectory(prefix="csr-ort-") as folder:
+            options = self._session_options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._new_session(options)
+            for batch in (inputs[0], *inputs):
+                session.run(self._outputs, {self._input: batch})
+            events = json.loads(Path(session.end_profiling()).read_bytes())
+        return _op_times(events, len(inputs))
 
     def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(self._session.run(self._outputs, {self._input: inputs})[0])
 
     def _close(self) -> None:
         self._session = None
+
+
+def _op_times(events: Sequence[Mapping[str, Any]], runs: int) -> list[OpTime]:
+    """Means of a profile in Chrome's trace format, whose first inference is a warm-up.
+
+    Durations are whole microseconds, cut off: an operator may take up to one more than is said.
+    """
+    durations: dict[tuple[str, str], list[int]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") != "Node" or not name.endswith(_KERNEL):
+            continue
+        key = str(event["args"]["op_name"]), name.removesuffix(_KERNEL)
+        durations.setdefault(key, []).append(int(event["dur"]))
+    # A node that runs several times an inference, in a loop say, counts with all of its times.
+    return [
+        OpTime(op, name, 1000 * sum(times[len(times) // (runs + 1) :]) / runs)
+        for (op, name), times in durations.items()
+    ]

@@ -230,7 +230,7 @@ class Bench:
                     windows=10,
                 )
                 plan = make_plan([s.artifact for s in ours if s.artifact], options)
-                result = run_plan(plan, lambda *_: None)
+                result = run_plan(plan, lambda *_: None).demand_complete()
                 under = result.measurements[0].latency
                 assert under is not None
                 rows = {}

@@ -9,22 +9,28 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import csr_deploy
 from csr_deploy import errors
+from csr_deploy.bench.accuracy import with_agreement
 from csr_deploy.bench.metrics import median_of_windows, ratio_interval, summarise
-from csr_deploy.bench.plan import BenchOptions, BenchPlan, BenchSubject
+from csr_deploy.bench.plain import read_plain
+from csr_deploy.bench.plan import BenchOptions, BenchPlan, BenchSubject, runtime_of
 from csr_deploy.bench.results import (
     Accuracy,
     BenchResult,
     Comparison,
+    Drift,
     Environment,
+    Failure,
     Golden,
     GpuTime,
     Latency,
@@ -32,9 +38,11 @@ from csr_deploy.bench.results import (
     Measurement,
     Memory,
     Microcontroller,
+    OpTime,
     Sizes,
 )
 from csr_deploy.bench.telemetry import Monitor, TelemetryReading, check_available, open_source
+from csr_deploy.runtimes import find_runtime
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
 # Accuracy does not depend on the batch; a checkpoint is faster with many images at once.
 _CHECKPOINT_BATCH = 64
 _CONFIDENCE = 0.95
+# A runtime works or spins in the thread that calls it, so that its process has one processor all the time.
+_LEAST_CPU_SHARE = 0.75
 _BUSY_SHARE = 0.25
 _TAIL_LINES = 15
 _EXIT_SECONDS = 10.0
@@ -54,6 +64,17 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, subject: str, done: int, total: int) -> None:
         """`done` of `total` parts of a stage are finished for a subject."""
+
+
+_alive: set[WorkerProcess] = set()
+_alive_lock = threading.Lock()
+
+
+def kill_workers() -> None:
+    """Ends every worker of this process; whoever waits for an answer gets an error. Safe in any thread."""
+    with _alive_lock:
+        for worker in _alive:
+            worker.kill()
 
 
 class WorkerProcess:
@@ -83,23 +104,27 @@ class WorkerProcess:
             text=True,
             encoding="utf-8",
         )
+        with _alive_lock:
+            _alive.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._kill()
+            self.kill()
         try:
             self._process.communicate(timeout=_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._kill()
+            self.kill()
             self._process.communicate()
+        with _alive_lock:
+            _alive.discard(self)
         self._messages.close()
         self._temporary.cleanup()
 
-    def _kill(self) -> None:
-        """Ends it and what it started, such as a compiler."""
+    def kill(self) -> None:
+        """Ends it and what it started, such as a compiler, at once."""
         # Not waited for, it keeps its number, and the group with it.
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -181,45 +206,56 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
     Each is checked first (golden vectors, accuracy); only then anything is timed. Latencies are taken in
     turns: all subjects are loaded, each in its own process, and one after another measures a window while the
     others wait; telemetry is taken meanwhile, and throttling makes the result void. Memory is read in yet
-    another process. In an emulator nothing is timed, and away from this machine neither its telemetry nor its
-    memory says anything.
+    another process, and so are the times of operators. In an emulator nothing is timed, and away from this
+    machine neither its telemetry nor its memory says anything.
+
+    A subject that fails becomes a failure of the result, with what was measured of it before; the others go
+    on.
 
     Args:
         plan: What and how.
         on_progress: Told what is going on, never during a timed window.
 
     Raises:
-        CsrError: If a subject cannot be run; nothing is left running.
+        CsrError: If nothing can be measured at all, as where the telemetry asked for is not there; nothing is
+            left running.
     """
     options = plan.options
     telemetry = options.telemetry if options.place.is_host else "none"
     if options.is_timed:
         check_available(telemetry)
+    runs = _Runs(plan, on_progress)
     with WorkerProcess("this machine") as machine:
         environment = Environment(**machine.ask("machine", "reading the environment"))
         before = MachineState(**machine.ask("state", "reading the machine's state"))
-        checked = {s.label: _check(plan, s, on_progress) for s in plan.subjects}
+        checked = runs.check()
         latency: dict[str, Latency] = {}
         memory: dict[str, Memory] = {}
+        profiles: dict[str, tuple[OpTime, ...] | None] = {}
         watched: TelemetryReading | None = None
         if options.is_timed:
             source = open_source(telemetry, interval_s=options.telemetry_interval)
             with Monitor(source, options.telemetry_interval) as monitor:
-                latency = _measure_latency(plan, checked, on_progress, monitor)
+                latency = runs.measure_latency(checked, monitor)
             watched = monitor.reading() if options.place.is_host else None
             if options.place.is_host:
-                memory = {s.label: _measure_memory(plan, s, on_progress) for s in plan.subjects}
+                memory = runs.measure_memory()
+                profiles = runs.profile() if options.profile else {}
         after = MachineState(**machine.ask("state", "reading the machine's state"))
     energy = watched.energy if watched else {}
-    measurements = tuple(
+    measurements = with_agreement(
         Measurement(
-            **checked[s.label],
-            latency=latency.get(s.label),
-            memory=memory.get(s.label),
-            energy=energy.get(s.label),
+            **checked[label],
+            latency=latency.get(label),
+            memory=memory.get(label),
+            energy=energy.get(label),
+            profile=profiles.get(label),
         )
-        for s in plan.subjects
+        for label in checked
     )
+    disturbed = _disturbed(options, latency)
+    telemetry_void = watched.telemetry.void if watched else ()
+    void = (*telemetry_void, *(() if options.quick else disturbed))
     return BenchResult(
         options.quick,
         asdict(options),
@@ -228,14 +264,217 @@ def run_plan(plan: BenchPlan, on_progress: Progress) -> BenchResult:
         after,
         plan.baseline,
         measurements,
-        _compare(plan, latency),
-        (*_notes(plan, measurements, environment, before), *_telemetry_notes(watched)),
+        compare(plan, measurements),
+        (
+            *_notes(plan, measurements, environment, before),
+            *_void_notes(void),
+            *(f"Quick, so not void: {reason}." for reason in disturbed if options.quick),
+            *_telemetry_notes(watched),
+        ),
         watched.telemetry if watched else None,
-        watched.telemetry.void if watched else (),
+        void,
+        tuple(runs.failures),
     )
 
 
-def _start(plan: BenchPlan, subject: BenchSubject, worker: WorkerProcess, batch: int = 1) -> dict[str, Any]:
+class _Runs:
+    """The passes of a plan. A subject that fails in one is left out of the later ones.
+
+    Args:
+        plan: What and how.
+        on_progress: Told what is going on.
+    """
+
+    def __init__(self, plan: BenchPlan, on_progress: Progress) -> None:
+        self._plan = plan
+        self._on_progress = on_progress
+        self.failures: list[Failure] = []
+
+    @property
+    def _going(self) -> list[BenchSubject]:
+        failed = {f.subject for f in self.failures}
+        return [s for s in self._plan.subjects if s.label not in failed]
+
+    @contextmanager
+    def _stage(self, subject: str) -> Iterator[Callable[[str], None]]:
+        """Turns an error of a subject into a failure.
+
+        Yields:
+            To be called with the name of each stage as it begins.
+        """
+        at = ["start"]
+        try:
+            yield lambda stage: at.append(stage)
+        except errors.CsrError as error:
+            self.failures.append(
+                Failure(subject, at[-1], error.what, error.where, error.fix, type(error).__name__)
+            )
+
+    def check(self) -> dict[str, dict[str, Any]]:
+        """Fields of a `Measurement` that need no clock, by label."""
+        checked: dict[str, dict[str, Any]] = {}
+        for subject in self._plan.subjects:
+            self._check(subject, checked)
+        return checked
+
+    def _check(self, subject: BenchSubject, checked: dict[str, dict[str, Any]]) -> None:
+        plan, label, options = self._plan, subject.label, self._plan.options
+        self._on_progress("check", label, 0, 1)
+        with self._stage(label) as stage, WorkerProcess(label) as worker:
+            identity = _start(plan, subject, worker, _CHECKPOINT_BATCH)
+            stage("build")
+            worker.ask(
+                "build",
+                "building what its runtime needs on this machine",
+                lambda done, total: self._on_progress("build", label, done, total),
+            )
+            stage("check")
+            found = worker.ask("check", "loading the model and checking its golden vectors")
+            self._on_progress("check", label, 1, 1)
+            if subject.kind == "checkpoint":
+                identity["batch"] = options.batch or 1
+            sizes = Sizes(**found["sizes"])
+            fields = checked[label] = {
+                **identity,
+                "subject": label,
+                "sizes": sizes,
+                "golden": found["golden"] and Golden(**found["golden"]),
+                "parity": found["parity"],
+                "drift": _drift(found["drift"]),
+                "settings": found["settings"],
+                "microcontroller": None
+                if options.place.is_host
+                else _microcontroller(found["settings"], sizes),
+            }
+            if options.data is not None:
+                stage("accuracy")
+                values = worker.ask(
+                    "accuracy",
+                    "classifying the test images",
+                    lambda done, total: self._on_progress("accuracy", label, done, total),
+                    data=options.data,
+                    limit=min((n for n in (options.limit, options.device_images) if n), default=None),
+                    seed=options.seed,
+                    here=not options.place.is_host and options.device_images is None,
+                )
+                fields["accuracy"] = read_plain(Accuracy, values, f"the accuracy of {label}")
+
+    def measure_latency(
+        self, checked: Mapping[str, Mapping[str, Any]], monitor: Monitor
+    ) -> dict[str, Latency]:
+        """Times of inferences by label, the subjects in turns."""
+        options = self._plan.options
+        runs, seconds = math.ceil(options.images / options.windows), options.seconds / options.windows
+        timed: dict[str, _Timed] = {}
+        with ExitStack() as stack:
+            workers: dict[str, WorkerProcess] = {}
+            for subject in self._going:
+                label = subject.label
+                self._on_progress("load", label, 0, 1)
+                with self._stage(label) as stage:
+                    worker = stack.enter_context(WorkerProcess(label))
+                    if _start(self._plan, subject, worker)["sha256"] != checked[label]["sha256"]:
+                        raise errors.BenchError("the file was changed during the benchmark", where=label)
+                    stage("load")
+                    loaded = worker.ask("load", "loading the model and running it once")
+                    stage("latency")
+                    warmup = 1 + worker.ask(
+                        "warm_up", "warming up", runs=options.warmup_runs, seconds=options.warmup_seconds
+                    )
+                    workers[label], timed[label] = worker, _Timed(loaded, warmup)
+                self._on_progress("load", label, 1, 1)
+            for turn in range(options.windows):
+                for label in [s.label for s in self._going if s.label in workers]:
+                    with self._stage(label) as stage:
+                        stage("latency")
+                        with monitor.window(label) as times:
+                            samples = workers[label].ask(
+                                "window",
+                                "being timed",
+                                runs=runs,
+                                seconds=seconds,
+                                settle=options.settle_runs,
+                            )
+                            times.extend(samples["wall"])
+                        timed[label].add(samples)
+                        self._on_progress("latency", label, turn + 1, options.windows)
+        is_host = options.place.is_host
+        return {
+            s.label: timed[s.label].latency(checked[s.label]["batch"], is_host)
+            for s in self._going
+            if s.label in timed
+        }
+
+    def measure_memory(self) -> dict[str, Memory]:
+        """Memory by label, each in a process of its own."""
+        found: dict[str, Memory] = {}
+        for subject in self._going:
+            label = subject.label
+            self._on_progress("memory", label, 0, 1)
+            with self._stage(label) as stage, WorkerProcess(label) as worker:
+                stage("memory")
+                _start(self._plan, subject, worker)
+                runs = self._plan.options.memory_runs
+                found[label] = Memory(**worker.ask("memory", "measuring its memory", runs=runs))
+            self._on_progress("memory", label, 1, 1)
+        return found
+
+    def profile(self) -> dict[str, tuple[OpTime, ...] | None]:
+        """Times of operators by label, where the runtime has a profiler."""
+        found: dict[str, tuple[OpTime, ...] | None] = {}
+        for subject in self._going:
+            label = subject.label
+            if not find_runtime(runtime_of(subject, self._plan.options)).has_profiler:
+                continue
+            self._on_progress("profile", label, 0, 1)
+            with self._stage(label) as stage, WorkerProcess(label) as worker:
+                stage("profile")
+                _start(self._plan, subject, worker)
+                runs = self._plan.options.profile_runs
+                times = worker.ask("profile", "timing its operators", runs=runs)
+                found[label] = None if times is None else tuple(OpTime(**each) for each in times)
+            self._on_progress("profile", label, 1, 1)
+        return found
+
+
+class _Timed:
+    """Samples of one subject.
+
+    Args:
+        loaded: `load_ns` and `first_ns`.
+        warmup_runs: See `Latency`.
+    """
+
+    def __init__(self, loaded: Mapping[str, int], warmup_runs: int) -> None:
+        self._loaded = loaded
+        self._warmup_runs = warmup_runs
+        self._windows: list[tuple[int, ...]] = []
+        self._gpu: list[tuple[int, ...]] = []
+        self._busy: list[float] = []
+
+    def add(self, samples: Mapping[str, Any]) -> None:
+        """Takes a window, as `worker.Session.window` answers it."""
+        self._windows.append(tuple(samples["wall"]))
+        self._gpu.append(tuple(samples["gpu"]))
+        self._busy.append(samples["cpu"] / max(samples["elapsed"], 1))
+
+    def latency(self, batch: int, is_host: bool) -> Latency:
+        """The record of all windows."""
+        images = batch * sum(map(len, self._windows))
+        return Latency(
+            **self._loaded,
+            warmup_runs=self._warmup_runs,
+            **asdict(summarise(self._windows)),
+            windows_ns=tuple(self._windows),
+            gpu=_gpu_time(self._gpu),
+            images_per_second=images / (sum(map(sum, self._windows)) / 1e9),
+            cpu_per_wall=median(self._busy) if is_host else None,
+        )
+
+
+def _start(
+    plan: BenchPlan, subject: BenchSubject, worker: WorkerProcess, batch: int | None = None
+) -> dict[str, Any]:
     options = plan.options
     started: dict[str, Any] = worker.ask(
         "start",
@@ -245,7 +484,7 @@ def _start(plan: BenchPlan, subject: BenchSubject, worker: WorkerProcess, batch:
         runtime=options.runtime,
         threads=options.threads,
         kernels=options.kernels,
-        batch=batch,
+        batch=batch or options.batch or 1,
         cuda_graph=options.cuda_graph,
         copies=options.copies,
         wait=options.wait,
@@ -254,45 +493,12 @@ def _start(plan: BenchPlan, subject: BenchSubject, worker: WorkerProcess, batch:
     return started
 
 
-def _check(plan: BenchPlan, subject: BenchSubject, on_progress: Progress) -> dict[str, Any]:
-    """Fields of a `Measurement` that need no clock."""
-    options = plan.options
-    on_progress("check", subject.label, 0, 1)
-    with WorkerProcess(subject.label) as worker:
-        identity = _start(plan, subject, worker, _CHECKPOINT_BATCH)
-        worker.ask(
-            "build",
-            "building what its runtime needs on this machine",
-            lambda done, total: on_progress("build", subject.label, done, total),
-        )
-        checked = worker.ask("check", "loading the model and checking its golden vectors")
-        on_progress("check", subject.label, 1, 1)
-        accuracy = None
-        if options.data is not None:
-            accuracy = Accuracy(
-                **worker.ask(
-                    "accuracy",
-                    "classifying the test images",
-                    lambda done, total: on_progress("accuracy", subject.label, done, total),
-                    data=options.data,
-                    limit=min((n for n in (options.limit, options.device_images) if n), default=None),
-                    seed=options.seed,
-                    here=not options.place.is_host and options.device_images is None,
-                )
-            )
-    if subject.kind == "checkpoint":
-        identity["batch"] = 1
-    sizes = Sizes(**checked["sizes"])
-    return {
-        **identity,
-        "subject": subject.label,
-        "sizes": sizes,
-        "golden": checked["golden"] and Golden(**checked["golden"]),
-        "parity": checked["parity"],
-        "settings": checked["settings"],
-        "accuracy": accuracy,
-        "microcontroller": None if options.place.is_host else _microcontroller(checked["settings"], sizes),
-    }
+def _drift(values: Mapping[str, Any] | None) -> Drift | None:
+    """What the export recorded, see `csr_deploy.drift.Drift.to_json`."""
+    if not values:
+        return None
+    layers = [{"layer": name, **steps} for name, steps in values["layers"].items()]
+    return read_plain(Drift, {"images": values["images"], "layers": layers}, "the artifact's drift")
 
 
 def _microcontroller(settings: Mapping[str, Any], sizes: Sizes) -> Microcontroller:
@@ -312,75 +518,49 @@ def _microcontroller(settings: Mapping[str, Any], sizes: Sizes) -> Microcontroll
     )
 
 
-def _measure_latency(
-    plan: BenchPlan, checked: Mapping[str, Mapping[str, Any]], on_progress: Progress, monitor: Monitor
-) -> dict[str, Latency]:
-    options = plan.options
-    runs, seconds = math.ceil(options.images / options.windows), options.seconds / options.windows
-    loaded: dict[str, Mapping[str, int]] = {}
-    warmup: dict[str, int] = {}
-    windows: dict[str, list[tuple[int, ...]]] = {s.label: [] for s in plan.subjects}
-    gpu: dict[str, list[tuple[int, ...]]] = {s.label: [] for s in plan.subjects}
-    with ExitStack() as stack:
-        workers = {s.label: stack.enter_context(WorkerProcess(s.label)) for s in plan.subjects}
-        for subject in plan.subjects:
-            label, worker = subject.label, workers[subject.label]
-            on_progress("load", label, 0, 1)
-            if _start(plan, subject, worker)["sha256"] != checked[label]["sha256"]:
-                raise errors.BenchError("the file was changed during the benchmark", where=label)
-            loaded[label] = worker.ask("load", "loading the model and running it once")
-            warmup[label] = 1 + worker.ask(
-                "warm_up", "warming up", runs=options.warmup_runs, seconds=options.warmup_seconds
-            )
-            on_progress("load", label, 1, 1)
-        for turn in range(options.windows):
-            for label, worker in workers.items():
-                with monitor.window(label) as times:
-                    samples = worker.ask(
-                        "window", "being timed", runs=runs, seconds=seconds, settle=options.settle_runs
-                    )
-                    times.extend(samples["wall"])
-                windows[label].append(tuple(samples["wall"]))
-                gpu[label].append(tuple(samples["gpu"]))
-                on_progress("latency", label, turn + 1, options.windows)
-    return {
-        label: Latency(
-            **loaded[label],
-            warmup_runs=warmup[label],
-            **asdict(summarise(windows[label])),
-            windows_ns=tuple(windows[label]),
-            gpu=_gpu_time(gpu[label]),
-        )
-        for label in windows
-    }
-
-
 def _gpu_time(windows: Sequence[tuple[int, ...]]) -> GpuTime | None:
     return GpuTime(**asdict(summarise(windows)), windows_ns=tuple(windows)) if all(windows) else None
 
 
-def _measure_memory(plan: BenchPlan, subject: BenchSubject, on_progress: Progress) -> Memory:
-    on_progress("memory", subject.label, 0, 1)
-    with WorkerProcess(subject.label) as worker:
-        _start(plan, subject, worker)
-        memory = Memory(**worker.ask("memory", "measuring its memory", runs=plan.options.memory_runs))
-    on_progress("memory", subject.label, 1, 1)
-    return memory
-
-
-def _compare(plan: BenchPlan, latency: Mapping[str, Latency]) -> tuple[Comparison, ...]:
-    if not latency:
+def compare(plan: BenchPlan, measurements: Sequence[Measurement]) -> tuple[Comparison, ...]:
+    """Every subject over the baseline: latencies where both have them, and counted instructions."""
+    base = next((m for m in measurements if m.subject == plan.baseline), None)
+    if base is None:
         return ()
-    under = latency[plan.baseline].windows_ns
-    comparisons = []
-    for subject in plan.subjects:
-        if subject.label == plan.baseline:
-            continue
-        over = latency[subject.label].windows_ns
-        low, high = ratio_interval(over, under, confidence=_CONFIDENCE, seed=plan.options.seed)
-        ratio = median_of_windows(over) / median_of_windows(under)
-        comparisons.append(Comparison(subject.label, plan.baseline, ratio, low, high, _CONFIDENCE))
-    return tuple(comparisons)
+    others = [m for m in measurements if m is not base]
+    latencies = [_latency_ratio(m, base, plan.options.seed) for m in others]
+    counts = [_instructions_ratio(m, base) for m in others]
+    return tuple(c for c in (*latencies, *counts) if c is not None)
+
+
+def _latency_ratio(subject: Measurement, base: Measurement, seed: int) -> Comparison | None:
+    if subject.latency is None or base.latency is None:
+        return None
+    over, under = subject.latency.windows_ns, base.latency.windows_ns
+    low, high = ratio_interval(over, under, confidence=_CONFIDENCE, seed=seed)
+    ratio = median_of_windows(over) / median_of_windows(under)
+    return Comparison(subject.subject, base.subject, ratio, low, high, _CONFIDENCE)
+
+
+def _instructions_ratio(subject: Measurement, base: Measurement) -> Comparison | None:
+    over, under = subject.counted_instructions, base.counted_instructions
+    if not over or not under:
+        return None
+    return Comparison(
+        subject.subject, base.subject, over / under, over / under, over / under, 1.0, "instructions"
+    )
+
+
+def _disturbed(options: BenchOptions, latency: Mapping[str, Latency]) -> tuple[str, ...]:
+    """Who had to share its processor while it was timed."""
+    if not options.place.is_host:
+        return ()
+    return tuple(
+        f"other programs took the processor from {label} for "
+        f"{1 - each.cpu_per_wall:.0%} of the time in half of its windows or more"
+        for label, each in latency.items()
+        if each.gpu is None and each.cpu_per_wall is not None and each.cpu_per_wall < _LEAST_CPU_SHARE
+    )
 
 
 def _notes(
@@ -442,9 +622,11 @@ def _mcu_notes(options: BenchOptions, measurements: Sequence[Measurement]) -> li
     return [*notes, *sorted(compiled)]
 
 
-def _telemetry_notes(watched: TelemetryReading | None) -> tuple[str, ...]:
-    if watched is None:
+def _void_notes(void: Sequence[str]) -> tuple[str, ...]:
+    if not void:
         return ()
-    void = watched.telemetry.void
-    verdict = [f"VOID, latencies and energies are not those of these networks: {'; '.join(void)}."]
-    return (*(verdict if void else ()), *(f"Telemetry: {note}." for note in watched.telemetry.notes))
+    return (f"VOID, latencies and energies are not those of these networks: {'; '.join(void)}.",)
+
+
+def _telemetry_notes(watched: TelemetryReading | None) -> tuple[str, ...]:
+    return tuple(f"Telemetry: {note}." for note in watched.telemetry.notes) if watched else ()

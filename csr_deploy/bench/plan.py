@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from csr_deploy.artifact import MANIFEST, read_artifact
+from csr_deploy.artifact import MANIFEST, Artifact, read_artifact
 from csr_deploy.bench.telemetry.sources import check_choice
 from csr_deploy.errors import CheckpointError, OptionError
 from csr_deploy.runtimes import RuntimeOptions, find_runtime
@@ -24,11 +26,19 @@ class BenchSubject:
         label: Its name in tables, unique in a plan.
         path: Artifact directory or checkpoint file.
         kind: Which of them.
+        network: Name of the network; of a checkpoint, which is not opened for a plan, its label.
+        target: Target of the artifact, or "checkpoint".
+        file: Name of the model file.
+        content: SHA-256 over the names and hashes of the artifact's files, or of the checkpoint.
     """
 
     label: str
     path: Path
     kind: Literal["artifact", "checkpoint"]
+    network: str = ""
+    target: str = ""
+    file: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class BenchOptions:
         copies: Likewise.
         wait: Likewise.
         device: Likewise.
+        batch: Images an inference. None for that of each artifact, and 1 for a checkpoint.
         device_images: Most test images that the device itself classifies, where it is not this machine; None
             for none: the same C classifies them here.
         data: Image set for the accuracy: a path or the name of a built-in one; None for no accuracy.
@@ -55,6 +66,8 @@ class BenchOptions:
         warmup_seconds: Seconds of them, at least.
         settle_runs: Untimed inferences at the start of every window, after another subject's turn.
         memory_runs: Inferences before the memory is read.
+        profile: Whether to measure the time of every operator too, where the runtime has a profiler.
+        profile_runs: Inferences of that pass.
         telemetry: Key of `csr_deploy.bench.telemetry.CHOICES`: what tells clocks, power and throttling.
         telemetry_interval: Seconds between two samples of it, at least.
         quick: Whether this is a shortened measurement.
@@ -68,6 +81,7 @@ class BenchOptions:
     copies: bool | None = None
     wait: str | None = None
     device: str | None = None
+    batch: int | None = None
     device_images: int | None = None
     data: str | None = None
     limit: int | None = None
@@ -79,6 +93,8 @@ class BenchOptions:
     warmup_seconds: float = 1.0
     settle_runs: int = 3
     memory_runs: int = 5
+    profile: bool = True
+    profile_runs: int = 50
     telemetry: str = "auto"
     telemetry_interval: float = 0.5
     quick: bool = False
@@ -88,7 +104,7 @@ class BenchOptions:
         RuntimeOptions(self.threads, self.kernels, self.cuda_graph, self.copies, self.wait, self.device)
         if self.runtime is not None:
             find_runtime(self.runtime)
-        for name in ("images", "windows", "limit", "device_images"):
+        for name in ("images", "windows", "limit", "batch", "device_images", "profile_runs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}", fix="Give at least 1.")
@@ -128,8 +144,9 @@ class BenchOptions:
 
 
 QUICK = BenchOptions(
-    limit=500, images=30, seconds=0.3, windows=3, warmup_runs=3, warmup_seconds=0.1, quick=True
-)
+    limit=500, images=30, seconds=0.3, windows=3, warmup_runs=3, warmup_seconds=0.1, profile_runs=10,
+    quick=True,
+)  # fmt: skip
 """Options of a quick look: few inferences and few test images."""
 
 
@@ -142,13 +159,105 @@ class BenchPlan:
     options: BenchOptions
 
 
-def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None = None) -> BenchPlan:
+@dataclass(frozen=True)
+class FoundSubject:
+    """What a path leads to.
+
+    Attributes:
+        label: Not unique yet.
+        kind: See `BenchSubject`.
+        file: Name of the model file.
+        runtime: The one made for it.
+        target: See `BenchSubject`.
+        content: Likewise.
+        network: Likewise; empty for a checkpoint.
+        batch: Batch of an artifact; None for a checkpoint, which takes any.
+        has_labels: Whether its classes have names; those of a checkpoint always have.
+    """
+
+    label: str
+    kind: Literal["artifact", "checkpoint"]
+    file: str
+    runtime: str
+    target: str
+    content: str
+    network: str = ""
+    batch: int | None = None
+    has_labels: bool = True
+
+
+def find_subject(path: Path) -> FoundSubject:
+    """Reads what a plan must know of an artifact or a checkpoint.
+
+    Raises:
+        ArtifactError: If a directory is no artifact or was changed.
+        CheckpointError: If a file does not exist, or a folder holds a checkpoint.
+        OptionError: If the path is a file of an artifact.
+    """
+    if path.is_dir():
+        if not (path / MANIFEST).is_file() and (path / "model.pt").is_file():
+            raise CheckpointError(
+                "is a folder, not a checkpoint",
+                where=str(path),
+                fix=f"Name the checkpoint: {path / 'model.pt'}",
+            )
+        artifact = read_artifact(path)
+        return FoundSubject(
+            f"{artifact.name}-{artifact.target}",
+            "artifact",
+            artifact.files[0].name,
+            find_target(artifact.target).runtime,
+            artifact.target,
+            _content(artifact),
+            artifact.name,
+            artifact.input.shape[0],
+            bool(artifact.labels),
+        )
+    if not path.is_file():
+        raise CheckpointError(
+            "does not exist",
+            where=str(path),
+            fix="Name an artifact of csr-export or a checkpoint of csr-train.",
+        )
+    if path.name == MANIFEST or (path.parent / MANIFEST).is_file():
+        raise OptionError(
+            "is a file of an artifact", where=str(path), fix=f"Name the artifact itself: {path.parent}"
+        )
+    # The usual file name, model.pt, says nothing; its folder does.
+    label = path.parent.resolve().name if path.stem == "model" else path.stem
+    return FoundSubject(label, "checkpoint", path.name, "torch", "checkpoint", _file_sha256(path))
+
+
+def _content(artifact: Artifact) -> str:
+    """Identity of an artifact without its engines, which a benchmark itself may add."""
+    records = json.dumps([[f.name, f.size, f.sha256] for f in artifact.files])
+    return hashlib.sha256(records.encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    return digest.hexdigest()
+
+
+def make_plan(
+    paths: Sequence[Path],
+    options: BenchOptions,
+    baseline: str | None = None,
+    find: Callable[[Path], FoundSubject] = find_subject,
+) -> BenchPlan:
     """Checks the paths and names the subjects.
 
     Args:
         paths: Artifact directories and checkpoint files; the first is the baseline by default.
         options: How to measure.
         baseline: Label or path of another baseline.
+        find: Reads a subject; a plan of many groups reads each once.
 
     Raises:
         ArtifactError: If a directory is no artifact or was changed.
@@ -158,13 +267,21 @@ def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None
     """
     if not paths:
         raise OptionError("there is nothing to measure", fix="Name artifacts or checkpoints.")
-    found = [_find_subject(path) for path in paths]
+    found = [find(path) for path in paths]
     # Before the first of them is measured for minutes.
     for each in found:
         if options.runtime is not None:
             _check_suffix(options.runtime, each.label, each.file)
         if options.device is not None:
             _check_device(options.device, options.runtime or each.runtime, each.label)
+        if options.batch is not None and each.batch not in (None, options.batch):
+            raise OptionError(
+                f"takes {each.batch} image{'s' if each.batch != 1 else ''} an inference, "
+                f"a batch of {options.batch} was asked for",
+                where=each.label,
+                fix=f"An artifact has the batch of its export: csr-export --batch {options.batch}, "
+                "or leave --batch out.",
+            )
         if options.data is not None and not each.has_labels:
             raise OptionError(
                 "has no class names, so there is no accuracy to measure",
@@ -183,7 +300,11 @@ def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None
     for path, each in zip(paths, found, strict=True):
         seen[each.label] += 1
         unique = f"{each.label}#{seen[each.label]}" if counts[each.label] > 1 else each.label
-        subjects.append(BenchSubject(unique, path, each.kind))
+        subjects.append(
+            BenchSubject(
+                unique, path, each.kind, each.network or unique, each.target, each.file, each.content
+            )
+        )
     if baseline is None:
         return BenchPlan(tuple(subjects), subjects[0].label, options)
     named = [s for s in subjects if baseline in (s.label, str(s.path))] or [
@@ -195,6 +316,13 @@ def make_plan(paths: Sequence[Path], options: BenchOptions, baseline: str | None
             fix=f"Use one of: {', '.join(s.label for s in subjects)}.",
         )
     return BenchPlan(tuple(subjects), named[0].label, options)
+
+
+def runtime_of(subject: BenchSubject, options: BenchOptions) -> str:
+    """The runtime that runs a subject, a key of `csr_deploy.runtimes.RUNTIMES`."""
+    if options.runtime is not None:
+        return options.runtime
+    return "torch" if subject.kind == "checkpoint" else find_target(subject.target).runtime
 
 
 def _check_suffix(runtime: str, label: str, file: str) -> None:
@@ -215,49 +343,3 @@ def _check_device(device: str, runtime: str, label: str) -> None:
             fix="Leave --device out, or measure this subject in a run of its own: "
             "only artifacts of the mcu target run on other devices.",
         )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What a path leads to.
-
-    Attributes:
-        label: Not unique yet.
-        kind: See `BenchSubject`.
-        file: Name of the model file.
-        runtime: The one made for it.
-        has_labels: Whether its classes have names; those of a checkpoint always have.
-    """
-
-    label: str
-    kind: Literal["artifact", "checkpoint"]
-    file: str
-    runtime: str
-    has_labels: bool = True
-
-
-def _find_subject(path: Path) -> _Found:
-    if path.is_dir():
-        if not (path / MANIFEST).is_file() and (path / "model.pt").is_file():
-            raise CheckpointError(
-                "is a folder, not a checkpoint",
-                where=str(path),
-                fix=f"Name the checkpoint: {path / 'model.pt'}",
-            )
-        artifact = read_artifact(path)
-        label = f"{artifact.name}-{artifact.target}"
-        runtime = find_target(artifact.target).runtime
-        return _Found(label, "artifact", artifact.files[0].name, runtime, bool(artifact.labels))
-    if not path.is_file():
-        raise CheckpointError(
-            "does not exist",
-            where=str(path),
-            fix="Name an artifact of csr-export or a checkpoint of csr-train.",
-        )
-    if path.name == MANIFEST or (path.parent / MANIFEST).is_file():
-        raise OptionError(
-            "is a file of an artifact", where=str(path), fix=f"Name the artifact itself: {path.parent}"
-        )
-    # The usual file name, model.pt, says nothing; its folder does.
-    label = path.parent.resolve().name if path.stem == "model" else path.stem
-    return _Found(label, "checkpoint", path.name, "torch")

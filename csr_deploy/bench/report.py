@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
+from csr_deploy.bench.accuracy import AT_EXPORT
 from csr_deploy.bench.results import BenchResult, Measurement
 from csr_deploy.bench.telemetry.summary import summarise_telemetry
 
@@ -81,6 +82,7 @@ _SIZES = (
     Figure("MACs", "sizes", "macs", _macs),
     Figure("stored weights", "sizes", "weight_bytes", _bytes),
     Figure(_MODEL_FILE, "sizes", "model_bytes", _bytes),
+    Figure("model file, deflated", "sizes", "compressed_bytes", _bytes),
     Figure("arena", "sizes", "arena_bytes", _bytes),
 )
 _MICROCONTROLLER = (
@@ -91,6 +93,12 @@ _MICROCONTROLLER = (
     Figure("instructions per MAC", "microcontroller", "instructions_per_mac", "{:.2f}".format),
     Figure("cycles of an inference", "microcontroller", "cycles", _large_count),
 )
+_INSTRUCTIONS = (
+    Figure("instructions of an inference", "instructions", "per_inference", _large_count),
+    Figure("instructions, busiest thread", "instructions", "busiest_thread", _large_count),
+    Figure("instructions, first inference", "instructions", "first", _large_count),
+    Figure("instructions, load", "instructions", "load", _large_count),
+)
 _TIMES = (
     Figure("load", "latency", "load_ns", _milliseconds),
     Figure("first inference", "latency", "first_ns", _milliseconds),
@@ -100,6 +108,9 @@ _PERCENTILES = tuple(
     Figure(f"latency p{percent}", "latency", f"p{percent}_ns", _milliseconds, relative=False)
     for percent in (50, 90, 95, 99)
 )
+_THROUGHPUT = Figure(
+    "latency: images a second", "latency", "images_per_second", "{:,.1f}".format, relative=False
+)
 _GPU_TIMES = (
     Figure("GPU time, median of windows", "latency.gpu", "median_ns", _milliseconds),
     *(
@@ -107,6 +118,7 @@ _GPU_TIMES = (
         for percent in (50, 90, 95, 99)
     ),
 )
+_TOP5 = Figure("top-5", "accuracy", "top5", "{:.2%}".format, relative=False)
 _MEMORY = (
     Figure("private memory", "memory", "private_bytes", _bytes),
     Figure("mapped files", "memory", "mapped_bytes", _bytes),
@@ -121,13 +133,15 @@ def rows(result: BenchResult) -> list[Row]:
         Row("runtime", tuple(_runtime(m) for m in result.measurements)),
         Row("run and timed", tuple(_settings(m) for m in result.measurements)),
         _accuracy_row(result),
+        _figure_row(result, _TOP5),
+        _agreement_row(result),
         Row("same top-1 as float, at export", tuple(_parity(m) for m in result.measurements)),
         Row("golden outputs", tuple(_golden(m) for m in result.measurements)),
-        *(_figure_row(result, figure) for figure in (*_sizes(result), *_MICROCONTROLLER)),
+        *(_figure_row(result, figure) for figure in (*_sizes(result), *_MICROCONTROLLER, *_INSTRUCTIONS)),
         Row("latency", tuple(_emulated(m) for m in result.measurements)),
         *(_figure_row(result, figure) for figure in _TIMES),
         _comparison_row(result),
-        *(_figure_row(result, figure) for figure in (*_PERCENTILES, *_GPU_TIMES, *_MEMORY)),
+        *(_figure_row(result, figure) for figure in (*_PERCENTILES, _THROUGHPUT, *_GPU_TIMES, *_MEMORY)),
         _energy_row(result),
     ]
     if result.void:
@@ -163,6 +177,46 @@ def to_json(result: BenchResult) -> str:
     return json.dumps(result.to_json(), indent=None, sort_keys=False, allow_nan=False) + "\n"
 
 
+def overview(results: Sequence[tuple[str, BenchResult]]) -> Table:
+    """A table for the terminal with a line a cell: what matters of many groups.
+
+    Args:
+        results: Devices and results.
+    """
+    shown = Table()
+    shown.add_column("Network")
+    for name in ("Target", "Runtime", "Device"):
+        shown.add_column(name)
+    for name in ("Top-1", "Model", "Median", "Instructions", "Ratio"):
+        shown.add_column(name, justify="right")
+    for device, result in results:
+        for measurement in result.measurements:
+            shown.add_row(*_overview_row(device, result, measurement))
+        for failure in result.failures:
+            shown.add_row(failure.subject, _NOTHING, _NOTHING, device, f"failed: {failure.stage}")
+    return shown
+
+
+def _overview_row(device: str, result: BenchResult, measurement: Measurement) -> list[str]:
+    accuracy, latency = measurement.accuracy, measurement.latency
+    counted = measurement.counted_instructions
+    compared = {c.subject: f"×{c.ratio:.3f}" for c in result.comparisons}
+    threads = f", {measurement.threads} threads" if measurement.threads > 1 else ""
+    batch = f", batch {measurement.batch}" if measurement.batch > 1 else ""
+    void = "VOID " if result.void else ""
+    return [
+        measurement.network,
+        measurement.target,
+        f"{measurement.runtime}{threads}{batch}",
+        device,
+        _NOTHING if accuracy is None else f"{accuracy.top1:.2%}",
+        _bytes(measurement.sizes.model_bytes),
+        _NOTHING if latency is None else void + _milliseconds(latency.median_ns),
+        _NOTHING if counted is None else _large_count(counted),
+        compared.get(measurement.subject, _NOTHING),
+    ]
+
+
 def caption(result: BenchResult) -> str:
     """The machine, how it was measured, and what a reader must know."""
     environment = result.environment
@@ -176,7 +230,9 @@ def caption(result: BenchResult) -> str:
         lines.append(_timed_region(result))
     if result.telemetry is not None:
         lines.append(summarise_telemetry(result.telemetry))
-    return "\n".join([*lines, *(f"Note: {note}" for note in result.notes)])
+    lines += [f"Note: {note}" for note in result.notes]
+    lines += [f"Failed at {f.stage}: {f.subject}: {f.reason}" for f in result.failures]
+    return "\n".join(lines)
 
 
 def _timed_region(result: BenchResult) -> str:
@@ -204,12 +260,14 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _baseline(result: BenchResult) -> Measurement:
-    return next(m for m in result.measurements if m.subject == result.baseline)
+def _baseline(result: BenchResult) -> Measurement | None:
+    """None where the baseline itself failed."""
+    return next((m for m in result.measurements if m.subject == result.baseline), None)
 
 
 def _figure_row(result: BenchResult, figure: Figure) -> Row:
-    base = figure.of(_baseline(result)) if figure.relative else None
+    baseline = _baseline(result)
+    base = figure.of(baseline) if figure.relative and baseline is not None else None
     cells = []
     for measurement in result.measurements:
         own = figure.of(measurement)
@@ -223,7 +281,8 @@ def _figure_row(result: BenchResult, figure: Figure) -> Row:
 
 
 def _accuracy_row(result: BenchResult) -> Row:
-    base = _baseline(result).accuracy
+    baseline = _baseline(result)
+    base = None if baseline is None else baseline.accuracy
     cells, counts = [], set()
     for measurement in result.measurements:
         accuracy = measurement.accuracy
@@ -239,9 +298,19 @@ def _accuracy_row(result: BenchResult) -> Row:
     return Row(f"top-1 ({images} images)", tuple(cells))
 
 
+def _agreement_row(result: BenchResult) -> Row:
+    """Agreement on the test images; that on the export's has a row of its own."""
+    cells = []
+    for measurement in result.measurements:
+        found = measurement.accuracy and measurement.accuracy.agreement_with_float
+        cells.append(_NOTHING if not found or found.reference == AT_EXPORT else f"{found.share:.2%}")
+    return Row("same top-1 as float, here", tuple(cells))
+
+
 def _comparison_row(result: BenchResult) -> Row:
-    compared = {c.subject: f"{c.ratio:.3f} ({c.low:.3f}–{c.high:.3f})" for c in result.comparisons}
-    level = f"{result.comparisons[0].confidence:.0%}" if result.comparisons else ""
+    comparisons = [c for c in result.comparisons if c.metric == "latency"]
+    compared = {c.subject: f"{c.ratio:.3f} ({c.low:.3f}–{c.high:.3f})" for c in comparisons}
+    level = f"{comparisons[0].confidence:.0%}" if comparisons else ""
     name = f"latency ratio ({level} interval)"
     return Row(name, tuple(compared.get(m.subject, _NOTHING) for m in result.measurements))
 
@@ -255,7 +324,8 @@ def _sizes(result: BenchResult) -> list[Figure]:
 
 def _emulated(measurement: Measurement) -> str:
     device = measurement.microcontroller
-    return _NOTHING if device is None or device.board is None else "not measured (emulated)"
+    is_emulated = measurement.instructions is not None or (device is not None and device.board is not None)
+    return "not measured (emulated)" if is_emulated else _NOTHING
 
 
 def _energy_row(result: BenchResult) -> Row:

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -95,6 +96,7 @@ class Session:
         if kind == "artifact":
             artifact = read_artifact(path)
             self._subject, sha256, target = artifact, artifact.sha256, artifact.target
+            checkpoint = _text(artifact.source, "checkpoint_sha256")
         else:
             from csr_deploy.runtimes.torch import read_checkpoint_subject
 
@@ -102,6 +104,7 @@ class Session:
             from csr_deploy.checkpoint import file_sha256
 
             sha256, target = file_sha256(Path(path)), "checkpoint"
+            checkpoint = sha256
         options = RuntimeOptions(threads, kernels, cuda_graph, copies, wait, device)
         self._runtime = open_runtime(runtime, self._subject, options)
         self._runtime.prepare()
@@ -115,6 +118,7 @@ class Session:
             "kernels": self._runtime.kernels,
             "threads": threads,
             "batch": self._subject.input.shape[0],
+            "checkpoint_sha256": checkpoint,
         }
 
     def build(self) -> None:
@@ -133,9 +137,22 @@ class Session:
         else:
             golden, parity = None, {}
             figures = _checkpoint_figures(self._subject)
-        sizes = {"file_bytes": file_bytes, "arena_bytes": self._runtime.arena, **figures}
-        settings = dict(self._runtime.settings)
-        return {"sizes": sizes, "golden": golden, "parity": parity, "settings": settings}
+        sizes = {
+            "file_bytes": file_bytes,
+            "arena_bytes": self._runtime.arena,
+            # The text of a model in C is not what a device stores.
+            "compressed_bytes": None
+            if figures.get("constant_bytes") is not None
+            else deflated_bytes(self._subject.model_file),
+            **figures,
+        }
+        return {
+            "sizes": sizes,
+            "golden": golden,
+            "drift": parity.pop("drift", None),
+            "parity": parity,
+            "settings": dict(self._runtime.settings),
+        }
 
     def accuracy(self, data: str, limit: int | None, seed: int, here: bool = False) -> dict[str, Any]:
         """Classifies a test set; after `check`.
@@ -182,20 +199,37 @@ class Session:
         """Runs untimed, at least that often and that long; answers how often."""
         return len(self._timed(runs, seconds)["wall"])
 
-    def window(self, runs: int, seconds: float, settle: int) -> dict[str, list[int]]:
+    def window(self, runs: int, seconds: float, settle: int) -> dict[str, Any]:
         """Times inferences, at least that many and that long, after a few that bring the caches back.
 
         Returns:
-            Nanoseconds: under "wall" of the whole inference, under "gpu" of the GPU where the runtime tells.
+            Nanoseconds: under "wall" of each whole inference, under "gpu" of the GPU where the runtime tells,
+            under "cpu" and "elapsed" the processor time of this process and the time of the window.
         """
         self._timed(settle, 0.0)
         # A collection is Python's cost, not the model's, and comes at random.
         gc.collect()
         gc.disable()
         try:
-            return self._timed(runs, seconds)
+            cpu, start = time.process_time_ns(), time.perf_counter_ns()
+            samples = self._timed(runs, seconds)
+            elapsed = time.perf_counter_ns() - start
+            return {**samples, "cpu": time.process_time_ns() - cpu, "elapsed": elapsed}
         finally:
             gc.enable()
+
+    def profile(self, runs: int) -> list[dict[str, Any]] | None:
+        """Times every operator by the runtime's own profiler; None where it has none."""
+        pictures = _timed_inputs(self._subject)
+        inputs = [pictures[i % len(pictures)] for i in range(runs)]
+        with self._runtime as runtime:
+            times = runtime.profile(inputs)
+        if times is None:
+            return None
+        total = sum(t.nanoseconds for t in times) or 1.0
+        return [
+            {"op": t.op, "name": t.name, "ns": t.nanoseconds, "share": t.nanoseconds / total} for t in times
+        ]
 
     def memory(self, runs: int) -> dict[str, Any]:
         """Loads the model and runs it a few times; answers what that added to the process."""
@@ -227,6 +261,20 @@ class Session:
             if run.gpu_nanoseconds is not None:
                 gpu.append(run.gpu_nanoseconds)
         return {"wall": wall, "gpu": gpu}
+
+
+def _text(values: Mapping[str, Any], key: str) -> str | None:
+    value = values.get(key)
+    return value if isinstance(value, str) else None
+
+
+def deflated_bytes(path: Path) -> int:
+    """Size of a file after deflate, which is what sending it takes."""
+    packer, size = zlib.compressobj(9), 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            size += len(packer.compress(block))
+    return size + len(packer.flush())
 
 
 def _whole(values: Mapping[str, Any], key: str) -> int | None:

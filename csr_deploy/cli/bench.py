@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from typer.core import TyperGroup
 
-from csr_deploy.atomic import atomic_write
-from csr_deploy.cli.common import VersionOption, new_app, run, stderr, stdout
-from csr_deploy.errors import BenchError, OptionError
+from csr_deploy.cli.common import VersionOption, new_app, run, stdout
+from csr_deploy.errors import BenchError
 
-app = new_app()
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from csr_deploy.bench.compare import Comparison
+
+_DEFAULT = "run"
 
 
-@app.command()
+class DefaultGroup(TyperGroup):
+    """Runs the default command where the first word is none of the others."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = [_DEFAULT, *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+app = new_app(DefaultGroup)
+
+
+@app.command(
+    _DEFAULT,
+    epilog="Also: csr-bench report RESULTS… makes a page of them; csr-bench compare OLD NEW says what became "
+    "worse. A subject called like a command is named by its path, ./report.",
+)
 def bench(
     subjects: Annotated[
-        list[Path],
+        list[str] | None,
         typer.Argument(
             metavar="SUBJECT...",
-            help="Artifacts of csr-export and checkpoints of csr-train; the first is the baseline.",
+            help="Artifacts of csr-export and checkpoints of csr-train; the first is the baseline. With "
+            "--target, what stands before -TARGET in the names of artifacts.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="A plan in TOML, see docs/benchmarks.md; options given beside it are stronger."),
+    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Target of the subjects; can be repeated.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -43,11 +64,20 @@ def bench(
     baseline: Annotated[
         str | None, typer.Option(help="Name or path of the subject to compare with. [default: the first]")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    runtime: Annotated[
-        str | None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Threads of the runtime; can be repeated. [default: 1]")
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
         typer.Option(
-            help="litert, mcu, ort, tflm, torch or trt. [default: the one that each subject is made for]"
+            min=1, help="Images an inference; can be repeated. [default: the batch of each artifact's export]"
+        ),
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="litert, mcu, ort, tflm, torch or trt; can be repeated. "
+            "[default: the one that each subject is made for]"
         ),
     ] = None,
     kernels: Annotated[
@@ -71,23 +101,31 @@ def bench(
         typer.Option(help="How the CPU waits for the GPU: spin or block. Only trt. [default: spin]"),
     ] = None,
     device: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Where the C of mcu artifacts runs: host, qemu:cortex-m4 (or m3, m7, m55) for counted "
-            "instructions, stack and flash, serial:PORT[@BAUD] for a flashed board. Only mcu. [default: host]"
+            help="Where to measure; can be repeated: local, ssh://user@host[:port], pi-emulated:pi4 (or "
+            "pi5), qemu:cortex-m4 (or m3, m7, m55) for counted instructions, stack and flash of mcu "
+            "artifacts, serial:PORT[@BAUD] for a flashed board. [default: local]"
         ),
     ] = None,
     device_images: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Test images that the device itself classifies, for the accuracy. "
+            help="Test images that a microcontroller itself classifies, for the accuracy. "
             "[default: none; the same C classifies them on this machine]",
         ),
     ] = None,
     latency: Annotated[
-        bool, typer.Option("--latency/--no-latency", help="Measure latency and memory.")
-    ] = True,
+        bool | None, typer.Option("--latency/--no-latency", help="Measure latency and memory. [default: yes]")
+    ] = None,
+    profile: Annotated[
+        bool | None,
+        typer.Option(
+            "--profile/--no-profile",
+            help="Time every operator too, in a pass of its own, where the runtime can. [default: yes]",
+        ),
+    ] = None,
     images: Annotated[
         int | None,
         typer.Option(min=1, help="Time at least that many inferences. [default: 200; --quick: 30]"),
@@ -103,7 +141,54 @@ def bench(
             "none. [default: auto]"
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A first look; the result says so.")] = False,
+    quick: Annotated[
+        bool | None, typer.Option("--quick", help="A first look; the result says so.", show_default=False)
+    ] = None,
+    together: Annotated[
+        bool | None,
+        typer.Option(
+            "--together/--by-target",
+            help="Compare all subjects with one baseline, or those of each target among themselves. "
+            "[default: together; in a plan by target]",
+        ),
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Append every result to this file as it comes (JSON lines)."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Measure only what is missing in the results file.")
+    ] = False,
+    wait_for_device: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds to wait for a board that somebody else measures on. [default: an error at once]",
+            show_default=False,
+        ),
+    ] = 0.0,
+    ssh_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Configuration that ssh reads instead of your own. [default: $CSR_SSH_CONFIG, or your own]",
+        ),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=0, help="Measure a void group again, at most that often. [default: 2; --quick: 0]"),
+    ] = None,
+    cool_down: Annotated[
+        float | None, typer.Option(min=0, help="Seconds to wait before that. [default: 60]")
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Exit with 1 if it holds for any subject, such as 'accuracy_drop>0.5' or "
+            "'latency_ratio>0.9@local'; can be repeated.",
+        ),
+    ] = None,
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help="Write everything, samples included; - for stdout."),
@@ -117,130 +202,149 @@ def bench(
     """Measures accuracy, size, latency and memory of networks, side by side.
 
     Golden outputs are checked before anything is timed. Every subject runs in processes of its own, latencies
-    are taken in turns, and ratios come with a bootstrap confidence interval. On an emulated microcontroller
-    instructions are counted and nothing is timed. Where the machine was throttled
-    meanwhile the result is written, marked as void, and the exit status is 1.
-    """
-    from csr_deploy.bench.measure import run_plan
-    from csr_deploy.bench.plan import QUICK, BenchOptions, make_plan
-    from csr_deploy.bench.report import markdown, table, to_json
+    are taken in turns, and ratios come with a bootstrap confidence interval. On an emulated device
+    instructions are counted and nothing is timed.
 
-    _check_outputs(json_file, markdown_file)
-    if device is not None:
-        _check_timing(device, {"--images": images, "--seconds": seconds}, telemetry)
+    Repeated options make a plan: models × targets × runtimes × threads × batches × devices. A subject that
+    fails is reported and the others go on. The exit status is 1 if something failed, was throttled or
+    disturbed in spite of repetitions, or meets a --fail-if.
+    """
+    if not subjects and plan is None:
+        raise typer.BadParameter("Name something to measure, or a --plan.", param_hint="SUBJECT...")
+    from csr_deploy.cli.bench_run import Outputs, run_bench
+
     given: dict[str, Any] = {
-        "runtime": runtime,
+        "models": subjects,
+        "targets": target,
+        "runtimes": runtime,
         "threads": threads,
+        "batch": batch,
+        "devices": device,
+        "baseline": baseline,
+        "together": together,
+        "data": data,
+        "limit": limit,
+        "quick": quick,
         "kernels": kernels,
         "cuda_graph": cuda_graph,
         "copies": copies,
         "wait": wait,
-        "device": device,
         "device_images": device_images,
-        "data": data,
-        "limit": limit,
         "latency": latency,
+        "profile": profile,
         "images": images,
         "seconds": seconds,
         "telemetry": telemetry,
+        "repeats": repeats,
+        "cool_down": cool_down,
+        "fail_if": fail_if,
     }
-    options = replace(QUICK if quick else BenchOptions(), **{k: v for k, v in given.items() if v is not None})
-    plan = make_plan(subjects, options, baseline)
-    with _Display() as display:
-        result = run_plan(plan, display)
-    _print_table(stderr if "-" in (json_file, markdown_file) else stdout, table(result))
-    for file, write in ((json_file, to_json), (markdown_file, markdown)):
-        if file is not None:
-            _write(file, write(result))
-    if result.void:
+    # Repeated options that were not given are empty lists.
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v not in (None, [])}
+    access = {"wait_s": wait_for_device, "ssh_config": ssh_config}
+    run_bench(plan, kept, Outputs(results, resume, json_file, markdown_file), access)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Files of --results or --json.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page, one HTML file.")] = Path(
+        "report.html"
+    ),
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown too.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a line a cell as CSV too.")
+    ] = None,
+) -> None:
+    """Makes a report of results: one HTML file that needs nothing else and no network."""
+    from csr_deploy.bench.html import write_report
+
+    write_report(results, out, markdown=markdown, csv=csv)
+    for path in (out, markdown, csv):
+        if path is not None:
+            stdout.print(f"{path}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Results of before: of --results or --json.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Results of now.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0, metavar="PERCENT", help="How much slower or larger is still the same.")
+    ] = 5.0,
+    accuracy_tolerance: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="How much less accurate is still the same.")
+    ] = 0.5,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Cells that the new results lack are no regression.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show figures that stayed the same too.")] = False,
+) -> None:
+    """Compares two results cell by cell; exits with 1 if something became worse.
+
+    Cells are matched by device, subject, target, runtime, kernels, threads and batch. Times, memory and
+    energy are judged on the same machine only, ratios to the baseline everywhere.
+    """
+    from csr_deploy.bench.compare import Tolerances, compare_results
+    from csr_deploy.bench.store import read_results
+
+    found = compare_results(read_results(old), read_results(new), Tolerances(tolerance, accuracy_tolerance))
+    _show_comparison(found, everything)
+    lost = () if allow_missing else found.missing
+    if not found.changes:
         raise BenchError(
-            f"the latencies are void: {'; '.join(result.void)}",
-            fix="Let it cool down, or give it a stronger supply or a lower power mode; then repeat.",
+            "the two have no cell in common, so nothing was compared",
+            where=f"{old}, {new}",
+            fix="Measure the same subjects with the same devices, runtimes, threads and batches.",
         )
+    if found.regressions or lost:
+        parts = []
+        if found.regressions:
+            parts.append(f"{len(found.regressions)} figures became worse")
+        if lost:
+            parts.append(f"{len(lost)} cells are missing")
+        raise BenchError(" and ".join(parts), where=str(new))
 
 
-class _Display:
-    """One line that says what is being done. It is drawn between timed windows, never during one."""
+def _show_comparison(found: Comparison, everything: bool) -> None:
+    from rich.table import Table
 
-    def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=stderr,
-            disable=not stderr.is_terminal,
-            # Redrawing by the clock would take a CPU from what is measured.
-            auto_refresh=False,
-            transient=True,
-        )
-        self._task = self._bars.add_task("starting", total=None)
-
-    def __enter__(self) -> _Display:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def __call__(self, stage: str, subject: str, done: int, total: int) -> None:
-        text = f"{subject}: {stage}"
-        self._bars.update(self._task, description=text, completed=done, total=total, refresh=True)
-
-
-def _check_outputs(*files: str | None) -> None:
-    """Refuses what cannot be written before minutes are spent on measuring.
-
-    Raises:
-        OptionError: If a name is a directory, or both are standard output.
-    """
-    if files.count("-") > 1:
-        raise OptionError("only one output can go to standard output", fix="Give the other one a file name.")
-    for file in files:
-        if file is not None and file != "-" and Path(file).is_dir():
-            raise OptionError("is a directory", where=file, fix="Give a file name.")
+    shown = Table()
+    for name in ("Cell", "Figure"):
+        shown.add_column(name)
+    for name in ("Old", "New", "Change"):
+        shown.add_column(name, justify="right")
+    shown.add_column("")
+    counts = {verdict: 0 for verdict in ("same", "better", "worse", "not judged")}
+    for change in found.changes:
+        counts[change.verdict] += 1
+        if not everything and change.verdict == "same":
+            continue
+        relative = "–" if change.change is None else f"×{change.change:.3f}"
+        if change.is_points and change.change is not None:
+            relative = f"{change.change:+.2f} points".replace("-", "−")
+        new = "–" if change.new is None else f"{change.new:,.6g}"
+        why = f"{change.verdict}: {change.why}" if change.why else change.verdict
+        shown.add_row(str(change.cell), change.figure, f"{change.old:,.6g}", new, relative, why)
+    if shown.row_count:
+        _print_wide(shown)
+    for cell in found.missing:
+        stdout.print(f"Missing now: {cell}", soft_wrap=True)
+    for cell in found.added:
+        stdout.print(f"New: {cell}", soft_wrap=True)
+    for note in found.notes:
+        stdout.print(f"Note: {note}", soft_wrap=True)
+    stdout.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".", soft_wrap=True)
 
 
-def _check_timing(device: str, timing: Mapping[str, float | None], telemetry: str | None) -> None:
-    """Refuses options of a clock that is not there, or of a machine that is not measured.
+def _print_wide(shown: Table) -> None:
+    from csr_deploy.cli.bench_run import print_table
 
-    Raises:
-        OptionError: Then, or if there is no such device.
-    """
-    from csr_deploy.runtimes.mcu.devices import parse_device
-
-    place = parse_device(device)
-    given = [name for name, value in timing.items() if value is not None]
-    if place.board is not None and given:
-        raise OptionError(
-            f"{' and '.join(given)} given, but nothing is timed on {place.text}",
-            fix="Leave it out: an emulator has no time that means anything, its instructions are counted.",
-        )
-    if not place.is_host and telemetry not in (None, "none"):
-        raise OptionError(
-            f"the telemetry is that of this machine, and the model runs on {place.text}",
-            fix="Leave --telemetry out.",
-        )
-
-
-def _print_table(console: Console, shown: Table) -> None:
-    if not console.is_terminal:
-        # A file has no width to fit into.
-        width = max(
-            console.width, Measurement.get(console, console.options.update(width=1000), shown).maximum
-        )
-        console = Console(file=console.file, width=width, highlight=False)
-    console.print(shown)
-
-
-def _write(file: str, text: str) -> None:
-    if file == "-":
-        typer.echo(text, nl=False)
-        return
-    with atomic_write(Path(file)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    print_table(stdout, shown)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from csr_deploy import __version__
 from csr_deploy.errors import CsrError, MissingDependencyError
@@ -41,9 +42,14 @@ stderr = Console(stderr=True, quiet=not _is_first_here(), highlight=False)
 """For progress, warnings and errors. Silent in all but the first process of a machine."""
 
 
-def new_app() -> typer.Typer:
-    """A Typer application with the settings that all commands share."""
+def new_app(group: type[TyperGroup] | None = None) -> typer.Typer:
+    """A Typer application with the settings that all commands share.
+
+    Args:
+        group: How its subcommands are found; None for Typer's own way.
+    """
     return typer.Typer(
+        cls=group,
         add_completion=False,
         # A defect keeps Python's own traceback, without the values of local variables.
         pretty_exceptions_enable=False,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +19,19 @@ from csr_deploy.cli.common import VersionOption, new_app, run, stderr, stdout
 from csr_deploy.errors import BenchError, OptionError
 
 if TYPE_CHECKING:
+    from csr_deploy.bench.devices.names import DeviceName
+    from csr_deploy.bench.devices.prepare import Found
     from csr_deploy.bench.emulated_pi import Row
 
 _KIND = "pi-emulated"
+_DeviceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEVICE",
+        help="ssh://USER@HOST, ssh://USER@HOST:PORT/FOLDER, or pi-emulated, pi-emulated:pi4 or pi-emulated:pi5.",
+        show_default=False,
+    ),
+]
 _CacheOption = Annotated[
     Path | None,
     typer.Option(
@@ -26,6 +39,17 @@ _CacheOption = Annotated[
         metavar="DIR",
         help="Where the emulated Pi is kept. [default: $CSR_PI_ROOT, or the user's cache]",
     ),
+]
+_SshConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ssh-config",
+        metavar="FILE",
+        help="Configuration that ssh reads instead of your own. [default: $CSR_SSH_CONFIG, or your own]",
+    ),
+]
+_JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write everything; - for stdout.")
 ]
 
 app = new_app()
@@ -38,36 +62,120 @@ def device(version: VersionOption = False) -> None:
 
 @app.command()
 def setup(
-    device: Annotated[str, typer.Argument(metavar="DEVICE", help="pi-emulated.")],
+    device: _DeviceArgument,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM",
+            help="Python on the device. [default: the first of python3, python3.13, … 3.10]",
+        ),
+    ] = None,
+    extra: Annotated[
+        str | None,
+        typer.Option(help="What to install there: pi, jetson, mcu or none. [default: by the board]"),
+    ] = None,
+    wheels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Carry these wheels there; the device then needs no internet.", exists=True
+        ),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download such wheels here first, and carry them.")
+    ] = False,
+    wheel: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The wheel of csr-deploy. [default: made of the one that runs here]"
+        ),
+    ] = None,
+    ssh_config: _SshConfigOption = None,
     cache: _CacheOption = None,
 ) -> None:
     """Prepares a device; does nothing where it is ready.
 
-    An emulated Pi downloads Debian's packages and wheels for arm64, about 400 MB when unpacked, once.
+    A board behind SSH gets csr-deploy and its runtimes, without torch, in an environment of its own, by
+    default in ~/.local/share/csr-deploy; nothing else on it changes. An emulated Pi downloads Debian's
+    packages and wheels for arm64, about 400 MB when unpacked, once.
     """
+    from csr_deploy.bench.devices.names import parse_device_name
+
+    name = parse_device_name(device)
+    if name.kind == "ssh":
+        from csr_deploy.bench.devices.base import DeviceOptions
+        from csr_deploy.bench.devices.prepare import SetupOptions, prepare
+
+        chosen = SetupOptions(python, extra, wheel, wheels, download)
+        with _saying() as say:
+            found = prepare(name, DeviceOptions(ssh_config=ssh_config), chosen, say)
+        stdout.print(_facts_table(name, found))
+        stdout.print(f"{device} is ready.", soft_wrap=True)
+        return
+    if name.kind != _KIND:
+        raise OptionError(f"{device} needs no preparation", fix=f"Prepared are ssh://… and {_KIND}.")
     from csr_deploy.bench.emulated_pi import find_root, prepare_root
 
-    _parse(device)
     ready = find_root(cache)
     if ready is None:
-        with _progress() as bar:
-            task = bar.add_task("looking", total=None)
-
-            def say(what: str) -> None:
-                bar.update(task, description=what)
-                if not stderr.is_terminal:
-                    stderr.print(what, soft_wrap=True)
-
+        with _saying() as say:
             ready = prepare_root(cache, say)
     stdout.print(f"{_KIND} is ready: {ready.path}", soft_wrap=True)
 
 
 @app.command()
 def info(
-    device: Annotated[str, typer.Argument(metavar="DEVICE", help="pi-emulated:pi4 or pi-emulated:pi5.")],
+    device: _DeviceArgument,
+    json_file: _JsonOption = None,
+    ssh_config: _SshConfigOption = None,
     cache: _CacheOption = None,
 ) -> None:
-    """Says what a program sees on a device."""
+    """Says what a device is: board, processor, system, Python, runtimes, memory, clocks and temperature.
+
+    DEVICE may also be local. A board behind SSH need not be prepared.
+    """
+    from csr_deploy.bench.devices.names import parse_device_name
+
+    name = parse_device_name(device)
+    if name.kind == "pi-emulated":
+        _show_emulated(device, cache)
+        return
+    if name.kind == "mcu":
+        raise OptionError(f"{device} tells nothing by itself", fix="csr-bench shows what it is compiled for.")
+    from csr_deploy.bench.devices import probe
+    from csr_deploy.bench.devices.base import DeviceOptions
+    from csr_deploy.bench.devices.prepare import Found, describe
+
+    if name.kind == "local":
+        found = Found(probe.look(name.folder), sys.executable, True)
+    else:
+        found = describe(name, DeviceOptions(ssh_config=ssh_config))
+    if json_file is not None:
+        _write_json(json_file, {"device": device, "prepared": found.is_prepared, **found.facts})
+    if json_file != "-":
+        stdout.print(_facts_table(name, found))
+
+
+@app.command()
+def clean(
+    device: _DeviceArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="End a measurement there whose host went away.")
+    ] = False,
+    ssh_config: _SshConfigOption = None,
+) -> None:
+    """Removes what csr-bench sent to a board behind SSH; csr-deploy itself stays there."""
+    from csr_deploy.bench.devices.base import DeviceOptions
+    from csr_deploy.bench.devices.names import parse_device_name
+    from csr_deploy.bench.devices.remote import clean as clean_device
+
+    name = parse_device_name(device)
+    if name.kind != "ssh":
+        raise OptionError(f"nothing is sent to {device}", fix="Name a device ssh://….")
+    free = clean_device(name, DeviceOptions(ssh_config=ssh_config), force)
+    stdout.print(f"{device} is clean, {free / 1e9:.1f} GB are free.", soft_wrap=True)
+
+
+def _show_emulated(device: str, cache: Path | None) -> None:
     from csr_deploy.bench.emulated_pi import BOARDS, find_root, look_inside
 
     boards = _parse(device)
@@ -85,8 +193,8 @@ def info(
         table.add_row("processor", f"{board.cpu}, {inside.cores} cores, {inside.machine}")
         table.add_row("features", " ".join(inside.features))
         table.add_row("python", f"{inside.python}, {inside.libc}")
-        for name, version in inside.packages.items():
-            table.add_row(name, version)
+        for package, version in inside.packages.items():
+            table.add_row(package, version)
         table.add_row("emulator", f"QEMU {root.emulator_version()}, user mode")
         table.add_row("latency", "not measured (emulated)")
         stdout.print(table)
@@ -105,9 +213,7 @@ def count(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Inferences to take the median of.")] = 5,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write everything; - for stdout.")
-    ] = None,
+    json_file: _JsonOption = None,
     cache: _CacheOption = None,
 ) -> None:
     """Counts the instructions of one inference on an emulated Raspberry Pi.
@@ -130,12 +236,7 @@ def count(
 
         rows = count_subjects(subjects, boards, threads=threads, runs=runs, root=cache, on_done=show)
     if json_file is not None:
-        text = json.dumps({"runs": runs, "rows": [_plain(row) for row in rows]}, indent=2) + "\n"
-        if json_file == "-":
-            typer.echo(text, nl=False)
-        else:
-            with atomic_write(Path(json_file)) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        _write_json(json_file, {"runs": runs, "rows": [_plain(row) for row in rows]})
     (stderr if json_file == "-" else stdout).print(_table(rows, boards))
     failed = [row for row in rows if row.count.error is not None]
     if failed:
@@ -168,6 +269,43 @@ def _progress() -> Progress:
         disable=not stderr.is_terminal,
         transient=True,
     )
+
+
+@contextmanager
+def _saying() -> Iterator[Callable[[str], None]]:
+    """Shows one line that changes; where that is not possible, a line for each step."""
+    said = ""
+    with _progress() as bar:
+        task = bar.add_task("looking", total=None)
+
+        def say(what: str) -> None:
+            nonlocal said
+            bar.update(task, description=what)
+            # Counters within a step are for a terminal.
+            step = what.partition(",")[0]
+            if not stderr.is_terminal and step != said:
+                stderr.print(step, soft_wrap=True)
+            said = step
+
+        yield say
+
+
+def _write_json(file: str, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=2) + "\n"
+    if file == "-":
+        typer.echo(text, nl=False)
+        return
+    with atomic_write(Path(file)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _facts_table(name: DeviceName, found: Found) -> Table:
+    from csr_deploy.bench.devices.facts import describe_facts
+
+    table = Table(title=name.text, show_header=False)
+    for row in describe_facts(found):
+        table.add_row(*row)
+    return table
 
 
 def _plain(row: Row) -> dict[str, Any]:

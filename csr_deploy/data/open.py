@@ -8,6 +8,7 @@ from pathlib import Path
 from csr_deploy.data.builtin import BUILTIN, open_builtin
 from csr_deploy.data.cifar import find_cifar10, open_cifar10
 from csr_deploy.data.dataset import ImageDataset, Split
+from csr_deploy.data.drawn import is_drawn, open_drawn
 from csr_deploy.data.folder import open_folder
 from csr_deploy.data.idx import find_idx, open_idx
 from csr_deploy.data.store import open_store
@@ -34,6 +35,8 @@ def open_dataset(path: str | os.PathLike[str], split: Split) -> ImageDataset:
             fix=f"Name a folder or zip file with images, or a packaged set: {', '.join(BUILTIN)}.",
         )
     store = open_store(Path(path))
+    if is_drawn(store):
+        return open_drawn(store, split)
     if batches := find_cifar10(store, split):
         return open_cifar10(store, batches)
     if idx := find_idx(store, split):

@@ -109,7 +109,10 @@ def fit_image(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
     except ImportError as error:
         raise MissingDependencyError("pillow", "pi", "Resizing a picture") from error
     picture = PillowImage.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    picture = picture.convert("L" if preprocessing.channels == 1 else "RGB")
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+    if picture.mode != mode:
+        # Pillow would copy a picture that is in this mode already, which takes longer than resizing it.
+        picture = picture.convert(mode)
     if (height, width) != (preprocessing.height, preprocessing.width):
         scale = max(preprocessing.height / height, preprocessing.width / width)
         size = (

@@ -77,6 +77,19 @@ def test_json_on_standard_output_is_nothing_but_json(artifacts: list[Path], imag
         (["{artifact}", "--data", "nowhere"], "nowhere: does not exist"),
         (["{artifact}", "--json", "-", "--markdown", "-"], "only one output"),
         (["{artifact}", "--json", "{artifact}"], "is a directory"),
+        (["{artifact}", "--fail-if", "acuracy_drop>1"], "Did you mean accuracy_drop"),
+        (["{artifact}", "--batch", "4"], "takes 1 image an inference, a batch of 4 was asked for"),
+        (["{artifact}", "--device", "locl"], "Did you mean local?"),
+        (["{artifact}", "--resume"], "nothing to resume"),
+        (["{artifact}", "--results", "{artifact}"], "is a directory"),
+        (
+            ["{artifact}", "--target", "onnx-int8"],
+            "there is no artifact of backbone for the target onnx-int8",
+        ),
+        (["{artifact}", "--target", "onx"], "Did you mean onnx"),
+        (["{artifact}", "--threads", "1", "--threads", "2", "--json", "x.json"], "Use --results FILE."),
+        (["--plan", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["compare", "{artifact}/manifest.json", "nowhere"], "manifest.json, line 1: is damaged"),
         (["{artifact}", "--device", "qemu:cortex-m4"], "the ort runtime has no choice of a device"),
         (["{artifact}", "--device", "qemu:m9"], "Devices: host, qemu:cortex-m3"),
         (["{artifact}", "--device", "qemu:m4", "--seconds", "1"], "nothing is timed on qemu:cortex-m4"),
@@ -143,10 +156,11 @@ def test_stopping_leaves_no_worker(
         assert run.returncode == 130 and b"Traceback" not in messages
 
 
-def test_a_worker_that_dies_ends_the_benchmark(artifacts: list[Path]) -> None:
+def test_a_worker_that_dies_is_reported_and_the_others_go_on(artifacts: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
     run = subprocess.Popen(
-        [*COMMAND, *map(str, artifacts), "--images", "100000000"],
-        stdout=subprocess.DEVNULL,
+        [*COMMAND, *map(str, artifacts), "--quick", "--seconds", "5", "--json", str(file)],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
         text=True,
@@ -154,10 +168,37 @@ def test_a_worker_that_dies_ends_the_benchmark(artifacts: list[Path]) -> None:
     try:
         workers = wait_for_timed_workers(psutil.Process(run.pid))
         max(workers, key=lambda p: p.create_time()).kill()
-        _, messages = run.communicate(timeout=60)
+        shown, messages = run.communicate(timeout=120)
         gone, alive = psutil.wait_procs(workers, timeout=60)
     finally:
         run.kill()
     assert run.returncode == 1
     assert "killed by SIGKILL" in messages and "Traceback" not in messages
     assert not alive and len(gone) == 3
+    values = json.loads(file.read_text())
+    (failure,) = values["failures"]
+    assert (failure["subject"], failure["error"]) == ("csr-onnx", "BenchError")
+    # Where it was when it died depends on how busy this machine is.
+    assert failure["stage"] in ("start", "load", "latency")
+    assert f"(stage: {failure['stage']})" in messages
+    backbone, csr = values["measurements"]
+    assert backbone["latency"]["median_ns"] > 0 and backbone["memory"] is not None
+    # What was measured before is kept.
+    assert csr["latency"] is None and csr["golden"]["images"] == 6 and values["comparisons"] == []
+    assert f"Failed at {failure['stage']}: csr-onnx" in shown
+
+
+def test_a_subject_called_like_a_command(artifacts: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "report").symlink_to(artifacts[0])
+    measured = bench("./report", "--quick", "--seconds", 0, cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    assert "backbone-onnx" in measured.stdout
+    command = bench("report", cwd=tmp_path)
+    assert command.returncode == 2 and "RESULTS" in command.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["report"], ["compare"], ["run"]], ids=str)
+def test_every_command_has_help(command: list[str]) -> None:
+    run = bench(*command, "--help")
+    assert run.returncode == 0 and "Usage:" in run.stdout
+    assert ("--fail-if" in run.stdout) == (command in ([], ["run"]))

@@ -126,7 +126,7 @@ def silent(stage: str, subject: str, done: int, total: int) -> None:
 
 
 def measure(*paths: Path, options: BenchOptions) -> BenchResult:
-    return run_plan(make_plan(paths, options), silent)
+    return run_plan(make_plan(paths, options), silent).demand_complete()
 
 
 def cells(result: BenchResult, name: str) -> tuple[str, ...]:
@@ -192,7 +192,15 @@ def test_an_emulator_gives_no_time_and_no_memory(emulated: BenchResult) -> None:
     assert cells(emulated, "latency") == ("not measured (emulated)",) * 2
     assert cells(emulated, "runtime") == ("mcu on qemu:cortex-m4",) * 2
     assert all(m.latency is None and m.memory is None and m.energy is None for m in emulated.measurements)
-    assert (emulated.comparisons, emulated.telemetry, emulated.void) == ((), None, ())
+    assert (emulated.telemetry, emulated.void) == (None, ())
+    # Counted, so without an interval, and no latency.
+    (comparison,) = emulated.comparisons
+    assert (comparison.metric, comparison.low, comparison.confidence) == (
+        "instructions",
+        comparison.ratio,
+        1.0,
+    )
+    assert 0.2 < comparison.ratio < 0.3
     text = markdown(emulated)
     assert " ms" not in text and "private memory" not in text and "busy" not in text
     assert "Cortex-M4 with FPU (mps2-an386)" in text and "they are no time" in text

@@ -29,7 +29,7 @@ def silent(stage: str, subject: str, done: int, total: int) -> None:
 
 
 def measure(*paths: Path, options: BenchOptions = FAST, baseline: str | None = None) -> BenchResult:
-    return run_plan(make_plan(paths, options, baseline), silent)
+    return run_plan(make_plan(paths, options, baseline), silent).demand_complete()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_subjects_take_turns(tmp_path: Path) -> None:
     turns = [(subject, done) for stage, subject, done, _ in seen if stage == "latency"]
     assert turns == [(f"{n}-onnx", turn) for turn in (1, 2, 3) for n in ("a", "b", "c")]
     stages = list(dict.fromkeys(stage for stage, *_ in seen))
-    assert stages == ["check", "load", "latency", "memory"]
+    assert stages == ["check", "load", "latency", "memory", "profile"]
 
 
 def test_accuracy_alone(tmp_path: Path, image_folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_nothing_is_timed_where_golden_outputs_differ(tmp_path: Path) -> None:
     rewrite(artifact)
     seen: list[str] = []
     with pytest.raises(ParityError, match="differs by"):
-        run_plan(make_plan([artifact.path], FAST), lambda stage, *_: seen.append(stage))
+        run_plan(make_plan([artifact.path], FAST), lambda stage, *_: seen.append(stage)).demand_complete()
     assert set(seen) == {"check"}
 
 

@@ -441,7 +441,7 @@ def test_a_benchmark_passes_the_options_on_and_the_runtime_refuses_them(tmp_path
     _start(plan, plan.subjects[0], SimpleNamespace(ask=lambda *_, **given: asked.update(given)))  # type: ignore[arg-type]
     assert (asked["cuda_graph"], asked["copies"], asked["wait"]) == (False, False, "block")
     with pytest.raises(OptionError, match="the ort runtime has no CUDA graphs"):
-        run_plan(plan, lambda *parts: None)
+        run_plan(plan, lambda *parts: None).demand_complete()
 
 
 @pytest.mark.parametrize(
@@ -458,11 +458,11 @@ def test_the_command_line_has_the_options(
 ) -> None:
     asked: list[BenchOptions] = []
 
-    def plan(subjects: object, options: BenchOptions, baseline: object) -> None:
+    def plan(subjects: object, options: BenchOptions, baseline: object, find: object) -> None:
         asked.append(options)
         raise OptionError("that was all")
 
-    monkeypatch.setattr("csr_deploy.bench.plan.make_plan", plan)
+    monkeypatch.setattr("csr_deploy.bench.expand.make_plan", plan)
     CliRunner().invoke(bench_app, [str(artifact.path), option])
     assert asked == [replace(BenchOptions(), **value)]  # type: ignore[arg-type]
 

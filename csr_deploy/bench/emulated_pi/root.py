@@ -37,7 +37,7 @@ _EMULATOR_PACKAGES = ("qemu-user",)
 # The device side of csr-deploy: its core and the extra "pi".
 _WHEELS = ("numpy", "psutil", "rich", "typer", "ai-edge-litert", "onnxruntime", "pillow")
 # What a glibc of 2.36 (Debian 12) can load; pip tries them all.
-_PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)) + ("manylinux2014_aarch64",)
+PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)) + ("manylinux2014_aarch64",)
 _DOWNLOAD_SECONDS = 900
 _GUEST_SECONDS = 300
 _MESSAGE_LINES = 6
@@ -308,7 +308,7 @@ def _unpack_wheels(folder: Path, python: str) -> dict[str, str]:
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"),
             *("--target", str(folder), "--implementation", "cp", "--python-version", python),
-            *(word for platform in _PLATFORMS for word in ("--platform", platform)),
+            *(word for platform in PLATFORMS for word in ("--platform", platform)),
             *requirements,
         ],
         f"pip could not download {', '.join(requirements)} for Python {python} on arm64",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from csr_deploy.artifact import Artifact, read_artifact
 from csr_deploy.bench.emulated_pi.boards import find_board
 from csr_deploy.bench.emulated_pi.emulator import Count, Job, RuntimeName, count
-from csr_deploy.bench.emulated_pi.root import prepare_root
+from csr_deploy.bench.emulated_pi.root import Root, prepare_root
 from csr_deploy.errors import OptionError, ParityError
 from csr_deploy.runtimes.base import Runtime
 from csr_deploy.runtimes.golden import GoldenReport, verify_golden
@@ -46,21 +46,23 @@ class Row:
 
 
 class _Recorded(Runtime):
-    """A runtime whose outputs were computed on the board.
+    """A runtime whose outputs were computed on the board; it gives them one after another.
 
     Args:
         artifact: What ran.
-        outputs: [images, classes] of the golden images.
+        outputs: [images, classes] of all images that it will be asked for, in their order.
         package: Name and version of what computed them.
     """
 
     def __init__(self, artifact: Artifact, outputs: NDArray[Any], package: str) -> None:
         super().__init__(artifact)
         self._recorded = outputs
+        self._given = 0
         self._version = package
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        return self._recorded[: len(images)]
+        start, self._given = self._given, self._given + len(images)
+        return self._recorded[start : self._given]
 
     @property
     def version(self) -> str:
@@ -75,10 +77,28 @@ class _RecordedOrt(_Recorded, OrtRuntime):
     """Of ONNX Runtime."""
 
 
-_RECORDED: Mapping[RuntimeName, tuple[type[_Recorded], str]] = {
-    "litert": (_RecordedLitert, "ai-edge-litert"),
-    "ort": (_RecordedOrt, "onnxruntime"),
-}
+_RECORDED: Mapping[RuntimeName, type[_Recorded]] = {"litert": _RecordedLitert, "ort": _RecordedOrt}
+_PACKAGES: Mapping[RuntimeName, str] = {"litert": "ai-edge-litert", "ort": "onnxruntime"}
+
+
+def recorded_runtime(
+    artifact: Artifact, runtime: RuntimeName, outputs: NDArray[Any], version: str
+) -> Runtime:
+    """A runtime that gives outputs which were computed on a board, to be checked as those of any other.
+
+    Args:
+        artifact: What ran.
+        runtime: What ran it.
+        outputs: [images, classes], in the order in which the images will be asked for.
+        version: Name and version of what computed them.
+    """
+    return _RECORDED[runtime](artifact, outputs, version)
+
+
+def package_version(runtime: RuntimeName, root: Root) -> str:
+    """Name and version of a runtime's package on the board."""
+    package = _PACKAGES[runtime]
+    return f"{package} {root.versions.get(package, 'of unknown version')}"
 
 
 def count_subjects(
@@ -118,23 +138,23 @@ def count_subjects(
             artifact = read_artifact(path) if path.is_dir() else None
             artifacts.append(artifact)
             model = path if artifact is None else artifact.model_file
-            runtime = _runtime(model)
+            runtime = runtime_of(model)
             inputs = None
             if artifact is not None:
                 inputs = Path(folder) / f"{number}.npy"
-                np.save(inputs, _batches(artifact), allow_pickle=False)
+                np.save(inputs, encoded_batches(artifact, artifact.golden().images), allow_pickle=False)
             jobs.append(Job(path.name, model, runtime, threads, inputs))
-        versions = prepare_root(root).versions
+        prepared = prepare_root(root)
         rows: list[Row] = []
         for board in boards:
             done = len(rows)
 
             def add(result: Count, board: str = board, done: int = done) -> None:
                 job, artifact = jobs[len(rows) - done], artifacts[len(rows) - done]
-                kind, package = _RECORDED[job.runtime]
                 golden = None
                 if artifact is not None and result.outputs is not None:
-                    recorded = kind(artifact, result.outputs, f"{package} {versions[package]} on {board}")
+                    version = f"{package_version(job.runtime, prepared)} on {board}"
+                    recorded = recorded_runtime(artifact, job.runtime, result.outputs, version)
                     try:
                         golden = verify_golden(recorded)
                     except ParityError as error:
@@ -147,7 +167,12 @@ def count_subjects(
     return rows
 
 
-def _runtime(model: Path) -> RuntimeName:
+def runtime_of(model: Path) -> RuntimeName:
+    """What runs a model file on a board.
+
+    Raises:
+        OptionError: If nothing does.
+    """
     if model.suffix not in _RUNTIMES or not model.is_file():
         raise OptionError(
             "is neither an artifact nor a .tflite or .onnx file",
@@ -157,9 +182,14 @@ def _runtime(model: Path) -> RuntimeName:
     return _RUNTIMES[model.suffix]
 
 
-def _batches(artifact: Artifact) -> NDArray[Any]:
-    """The golden images as the model takes them, in whole batches."""
-    encoded = artifact.encode(artifact.golden().images)
+def encoded_batches(artifact: Artifact, images: NDArray[np.uint8]) -> NDArray[Any]:
+    """Images as the model takes them, in whole batches: the last image fills the last one.
+
+    Args:
+        artifact: The model.
+        images: [N, H, W, C].
+    """
+    encoded = artifact.encode(images)
     batch = artifact.input.shape[0]
     whole = -(-len(encoded) // batch) * batch
     return np.concatenate([encoded, np.repeat(encoded[-1:], whole - len(encoded), axis=0)])
