@@ -59,53 +59,55 @@ def bench(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most test images, a seeded draw. [default: all; --quick: 500]")
+        int | None,
+        typer.Option(min=1, help="Most test images, a seeded draw. \\[default: all; --quick: 500]"),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Name or path of the subject to compare with. [default: the first]")
+        str | None, typer.Option(help="Name or path of the subject to compare with. \\[default: the first]")
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="Threads of the runtime; can be repeated. [default: 1]")
+        list[int] | None, typer.Option(min=1, help="Threads of the runtime; can be repeated. \\[default: 1]")
     ] = None,
     batch: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, help="Images an inference; can be repeated. [default: the batch of each artifact's export]"
+            min=1,
+            help="Images an inference; can be repeated. \\[default: the batch of each artifact's export]",
         ),
     ] = None,
     runtime: Annotated[
         list[str] | None,
         typer.Option(
             help="litert, mcu, ort, tflm, torch or trt; can be repeated. "
-            "[default: the one that each subject is made for]"
+            "\\[default: the one that each subject is made for]"
         ),
     ] = None,
     kernels: Annotated[
-        str | None, typer.Option(help="optimized or reference. [default: the runtime's own]")
+        str | None, typer.Option(help="optimized or reference. \\[default: the runtime's own]")
     ] = None,
     cuda_graph: Annotated[
         bool | None,
         typer.Option(
             "--cuda-graph/--no-cuda-graph",
-            help="Give the GPU an inference as one CUDA graph. Only trt. [default: no]",
+            help="Give the GPU an inference as one CUDA graph. Only trt. \\[default: no]",
         ),
     ] = None,
     copies: Annotated[
         bool | None,
         typer.Option(
-            "--copies/--no-copies", help="Time the copies to the GPU and back too. Only trt. [default: yes]"
+            "--copies/--no-copies", help="Time the copies to the GPU and back too. Only trt. \\[default: yes]"
         ),
     ] = None,
     wait: Annotated[
         str | None,
-        typer.Option(help="How the CPU waits for the GPU: spin or block. Only trt. [default: spin]"),
+        typer.Option(help="How the CPU waits for the GPU: spin or block. Only trt. \\[default: spin]"),
     ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
             help="Where to measure; can be repeated: local, ssh://user@host[:port], pi-emulated:pi4 (or "
             "pi5), qemu:cortex-m4 (or m3, m7, m55) for counted instructions, stack and flash of mcu "
-            "artifacts, serial:PORT[@BAUD] for a flashed board. [default: local]"
+            "artifacts, serial:PORT\\[@BAUD] for a flashed board. \\[default: local]"
         ),
     ] = None,
     device_images: Annotated[
@@ -113,32 +115,33 @@ def bench(
         typer.Option(
             min=1,
             help="Test images that a microcontroller itself classifies, for the accuracy. "
-            "[default: none; the same C classifies them on this machine]",
+            "\\[default: none; the same C classifies them on this machine]",
         ),
     ] = None,
     latency: Annotated[
-        bool | None, typer.Option("--latency/--no-latency", help="Measure latency and memory. [default: yes]")
+        bool | None,
+        typer.Option("--latency/--no-latency", help="Measure latency and memory. \\[default: yes]"),
     ] = None,
     profile: Annotated[
         bool | None,
         typer.Option(
             "--profile/--no-profile",
-            help="Time every operator too, in a pass of its own, where the runtime can. [default: yes]",
+            help="Time every operator too, in a pass of its own, where the runtime can. \\[default: yes]",
         ),
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(min=1, help="Time at least that many inferences. [default: 200; --quick: 30]"),
+        typer.Option(min=1, help="Time at least that many inferences. \\[default: 200; --quick: 30]"),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=0, help="Time inferences at least that long. [default: 10; --quick: 0.3]"),
+        typer.Option(min=0, help="Time inferences at least that long. \\[default: 10; --quick: 0.3]"),
     ] = None,
     telemetry: Annotated[
         str | None,
         typer.Option(
             help="Where clocks, power and throttling are read: auto, jtop, tegrastats, vcgencmd, sysfs or "
-            "none. [default: auto]"
+            "none. \\[default: auto]"
         ),
     ] = None,
     quick: Annotated[
@@ -149,7 +152,7 @@ def bench(
         typer.Option(
             "--together/--by-target",
             help="Compare all subjects with one baseline, or those of each target among themselves. "
-            "[default: together; in a plan by target]",
+            "\\[default: together; in a plan by target]",
         ),
     ] = None,
     results: Annotated[
@@ -163,7 +166,7 @@ def bench(
         float,
         typer.Option(
             min=0,
-            help="Seconds to wait for a board that somebody else measures on. [default: an error at once]",
+            help="Seconds to wait for a board that somebody else measures on. \\[default: an error at once]",
             show_default=False,
         ),
     ] = 0.0,
@@ -171,15 +174,17 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Configuration that ssh reads instead of your own. [default: $CSR_SSH_CONFIG, or your own]",
+            help="What ssh reads instead of your own configuration. \\[default: $CSR_SSH_CONFIG]",
         ),
     ] = None,
     repeats: Annotated[
         int | None,
-        typer.Option(min=0, help="Measure a void group again, at most that often. [default: 2; --quick: 0]"),
+        typer.Option(
+            min=0, help="Measure a void group again, at most that often. \\[default: 2; --quick: 0]"
+        ),
     ] = None,
     cool_down: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to wait before that. [default: 60]")
+        float | None, typer.Option(min=0, help="Seconds to wait before that. \\[default: 60]")
     ] = None,
     fail_if: Annotated[
         list[str] | None,

@@ -28,7 +28,7 @@ _DeviceArgument = Annotated[
     str,
     typer.Argument(
         metavar="DEVICE",
-        help="ssh://USER@HOST, ssh://USER@HOST:PORT/FOLDER, or pi-emulated, pi-emulated:pi4 or pi-emulated:pi5.",
+        help="ssh://USER@HOST or ssh://USER@HOST:PORT/FOLDER; pi-emulated, pi-emulated:pi4 or :pi5.",
         show_default=False,
     ),
 ]
@@ -37,7 +37,7 @@ _CacheOption = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="Where the emulated Pi is kept. [default: $CSR_PI_ROOT, or the user's cache]",
+        help="Where the emulated Pi is kept. \\[default: $CSR_PI_ROOT, or the user's cache]",
     ),
 ]
 _SshConfigOption = Annotated[
@@ -45,7 +45,7 @@ _SshConfigOption = Annotated[
     typer.Option(
         "--ssh-config",
         metavar="FILE",
-        help="Configuration that ssh reads instead of your own. [default: $CSR_SSH_CONFIG, or your own]",
+        help="What ssh reads instead of your own configuration. \\[default: $CSR_SSH_CONFIG]",
     ),
 ]
 _JsonOption = Annotated[
@@ -67,12 +67,12 @@ def setup(
         str | None,
         typer.Option(
             metavar="PROGRAM",
-            help="Python on the device. [default: the first of python3, python3.13, … 3.10]",
+            help="Python on the device. \\[default: the first of python3, python3.13, … 3.10]",
         ),
     ] = None,
     extra: Annotated[
         str | None,
-        typer.Option(help="What to install there: pi, jetson, mcu or none. [default: by the board]"),
+        typer.Option(help="What to install there: pi, jetson, mcu or none. \\[default: by the board]"),
     ] = None,
     wheels: Annotated[
         Path | None,
@@ -86,7 +86,7 @@ def setup(
     wheel: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="The wheel of csr-deploy. [default: made of the one that runs here]"
+            metavar="FILE", help="The wheel of csr-deploy. \\[default: made of the one that runs here]"
         ),
     ] = None,
     ssh_config: _SshConfigOption = None,
@@ -209,7 +209,7 @@ def count(
         ),
     ],
     board: Annotated[
-        list[str] | None, typer.Option(help="pi4 or pi5; can be repeated. [default: both]")
+        list[str] | None, typer.Option(help="pi4 or pi5; can be repeated. \\[default: both]")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Inferences to take the median of.")] = 5,

@@ -28,7 +28,7 @@ NOT_COPIED = (
     "runs",
 )
 LIGHT = {"numpy", "psutil", "rich", "typer"}
-EXTRAS = {"all", "demo", "dev", "export", "jetson", "mcu", "pi", "report", "train"}
+EXTRAS = {"all", "demo", "dev", "export", "jetson", "mcu", "pi", "report", "search", "train"}
 
 
 def build(source: Path, out: Path, *options: str) -> Path:
@@ -132,7 +132,9 @@ def test_commands(dist_info: Path, installed: Path, tmp_path: Path) -> None:
     parser = configparser.ConfigParser()
     parser.read_string((dist_info / "entry_points.txt").read_text(encoding="utf-8"))
     assert dict(parser["console_scripts"]) == {
-        f"csr-{name}": f"csr_deploy.cli.{name}:main" for name in ("bench", "device", "export", "train")
+        # `import` is a keyword.
+        f"csr-{name}": f"csr_deploy.cli.{name if name != 'import' else 'import_'}:main"
+        for name in ("bench", "demo", "device", "export", "import", "info", "prune", "search", "train")
     }
     run_installed(
         installed,
