@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from csr_deploy.artifact import GOLDEN, Artifact, Golden, record_file, write_gol
 from csr_deploy.atomic import atomic_directory
 from csr_deploy.checkpoint import file_sha256, load_checkpoint
 from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, class_map, open_dataset, sample
-from csr_deploy.data.dataset import ArrayDataset
+from csr_deploy.data.dataset import ArrayDataset, Split
 from csr_deploy.drift import DRIFT_IMAGES, measure_drift
 from csr_deploy.errors import DataError, ExportError, MissingDependencyError, OptionError
 from csr_deploy.exporters.base import Exporter, WriteRequest
@@ -159,11 +159,14 @@ class ExportData:
         calibration: From the training split; None for targets that need none.
         parity: Not used for calibration.
         labels: The network's class of each parity image, [N]; None where that is not known.
+        golden: Pictures [N, H, W, C] uint8 that the artifact carries as golden vectors, and their classes,
+            [N], -1 where that is not known; None for some of the parity images.
     """
 
     calibration: ImageSet | None
     parity: ImageSet
     labels: NDArray[np.int64] | None
+    golden: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
 
     @property
     def damaged(self) -> tuple[str, ...]:
@@ -172,20 +175,28 @@ class ExportData:
 
 
 def load_export_data(
-    network: Network, source: str | None, options: ExportOptions, *, quantized: bool
+    network: Network,
+    source: str | None,
+    options: ExportOptions,
+    *,
+    quantized: bool,
+    golden: str | None = None,
 ) -> ExportData:
-    """Draws calibration and parity images.
+    """Draws calibration, parity and golden images.
 
     Args:
         network: Gives size, channels and classes.
         source: Folder, zip file or name of a packaged set; None where nothing is quantised.
         options: Counts and seed.
         quantized: Whether calibration images are needed.
+        golden: Folder, zip file or name of the set whose pictures the artifact carries as golden vectors,
+            where those of `source` must not be passed on; None for some of the parity images.
 
     Raises:
         OptionError: If an int8 target has no calibration data.
         DataError: If the data does not fit the network, or has too few images.
     """
+    carried = None if golden is None else _golden_set(network, golden, options.seed)
     if source is None:
         if quantized:
             raise OptionError(
@@ -196,7 +207,7 @@ def load_export_data(
         parity = sample(
             open_dataset(_FALLBACK_DATA, "test"), network.preprocessing, options.parity_images, options.seed
         )
-        return ExportData(None, parity, None)
+        return ExportData(None, parity, None, carried)
     train = open_dataset(source, "train")
     _check_fits(network, train)
     calibration = None
@@ -210,7 +221,28 @@ def load_export_data(
             where=source,
             fix=f"Give more images, or lower the bar with --parity-images {len(parity)}.",
         )
-    return ExportData(calibration, parity, _network_labels(network, drawn_from, parity))
+    return ExportData(calibration, parity, _network_labels(network, drawn_from, parity), carried)
+
+
+def _golden_set(network: Network, source: str, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Up to 16 pictures of a set, from all its parts, and the network's classes of them."""
+    known = {name: index for index, name in enumerate(network.labels)}
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for split in get_args(Split):
+        try:
+            dataset = open_dataset(source, split)
+        except DataError:
+            # A set may have one part only.
+            if images or split != get_args(Split)[-1]:
+                continue
+            raise
+        drawn = sample(dataset, network.preprocessing, min(_GOLDEN_IMAGES - len(labels), len(dataset)), seed)
+        images.append(drawn.images)
+        labels += [known.get(dataset.classes[i], -1) if dataset.classes else -1 for i in drawn.labels]
+        if len(labels) == _GOLDEN_IMAGES:
+            break
+    return np.concatenate(images), np.asarray(labels, np.int64)
 
 
 def _parity_set(
@@ -409,10 +441,16 @@ def _verify(
         labels=data.labels,
     )
     check_parity(report, f"{artifact.name} as {target.name}")
-    # From all over the set, whose images may lie class by class.
-    few = np.linspace(0, len(images) - 1, min(_GOLDEN_IMAGES, len(images))).astype(np.int64)
-    labels = np.full(len(images), -1, np.int64) if data.labels is None else data.labels
-    write_golden(artifact.path / GOLDEN, Golden(images[few], labels[few], reference[few], raw[few]))
+    if data.golden is None:
+        # From all over the set, whose images may lie class by class.
+        few = np.linspace(0, len(images) - 1, min(_GOLDEN_IMAGES, len(images))).astype(np.int64)
+        labels = np.full(len(images), -1, np.int64) if data.labels is None else data.labels
+        golden = Golden(images[few], labels[few], reference[few], raw[few])
+    else:
+        pictures, labels = data.golden
+        with open_runtime(target.verifier, artifact) as runtime:
+            golden = Golden(pictures, labels, network.logits(pictures), runtime.logits(pictures))
+    write_golden(artifact.path / GOLDEN, golden)
     return replace(
         artifact,
         files=(*artifact.files, record_file(artifact.path / GOLDEN)),

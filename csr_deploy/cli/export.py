@@ -133,6 +133,12 @@ _CALIBRATION = typer.Option(
     help="Training data: folder, zip file, or 'fashion-mnist' for the packaged sample. Int8 needs it.",
     show_default=False,
 )
+_GOLDEN = typer.Option(
+    metavar="SET",
+    help="Pictures that the artifact carries as golden vectors, where those of --calibration must not be "
+    "passed on: folder, zip file, or fashion-mnist.",
+    show_default="16 of the parity images",
+)
 _AGREEMENT = typer.Option(
     help="Smallest share of images with float's top-1 class.", show_default="the target's"
 )
@@ -230,6 +236,7 @@ def export(
     calibration: Annotated[str | None, _CALIBRATION] = None,
     calibration_images: Annotated[int, typer.Option(help="Images drawn from the training split.")] = 200,
     parity_images: Annotated[int, typer.Option(help="Images of the parity gate, all others.")] = 256,
+    golden: Annotated[str | None, _GOLDEN] = None,
     agreement: Annotated[float | None, _AGREEMENT] = None,
     lowering: Annotated[str, _LOWERING] = "auto",
     optimize_for: Annotated[str, _OPTIMIZE_FOR] = "pi5",
@@ -293,7 +300,7 @@ def export(
     targets = [find_target(t) for t in dict.fromkeys(target)]
     builder = _engine_builder(targets, engines) if build else None
     _export_all(
-        model, targets, out, calibration, name, builder, force=force, as_json=as_json,
+        model, targets, out, calibration, name, builder, golden=golden, force=force, as_json=as_json,
         settings={
             "calibration_images": calibration_images, "parity_images": parity_images, "agreement": agreement,
             "lowering": lowering, "optimize_for": optimize_for, "weight_budget": weight_budget,
@@ -415,7 +422,7 @@ def _stage_shower(status: Status, what: str) -> Callable[[str], None]:
 def _export_all(
     model: Path, targets: list[Any], out: Path, calibration: str | None, name: str | None,
     builder: EngineBuilder | None, *,
-    force: bool, as_json: bool, settings: dict[str, Any], mcu: dict[str, Any],
+    golden: str | None, force: bool, as_json: bool, settings: dict[str, Any], mcu: dict[str, Any],
     quantization: dict[str, Any], drift: bool,
 ) -> None:  # fmt: skip
     from dataclasses import replace
@@ -459,7 +466,9 @@ def _export_all(
                 raise ExportError("already exists", where=str(path), fix="Give --force, or another --out.")
     rows, artifacts = [], []
     with stderr.status("Reading images …") as status:
-        data = load_export_data(network, calibration, options, quantized=any(t.quantized for t in targets))
+        data = load_export_data(
+            network, calibration, options, quantized=any(t.quantized for t in targets), golden=golden
+        )
         if data.damaged:
             shown = "".join(f"\n  {d}" for d in data.damaged[:5])
             print_warning(f"{len(data.damaged)} damaged images were left out:{shown}")

@@ -19,8 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+from csr_deploy.artifact import read_artifact
 from csr_deploy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from csr_deploy.data import Preprocessing
+from csr_deploy.export import Network
 from csr_deploy.models import architecture
 from csr_deploy.targets import TARGETS
 
@@ -109,6 +111,32 @@ def test_float_targets_need_no_data(checkpoint: Path, tmp_path: Path) -> None:
     done = run(checkpoint, "-t", "tflite-fp32", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
     assert leftovers(tmp_path / "tiny-tflite-fp32") == ["golden.npz", "manifest.json", "tiny.tflite"]
+
+
+def test_golden_vectors_from_pictures_of_ones_own(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for name, colour in (("green", (20, 200, 30)), ("violet", (150, 30, 200))):
+        (folder / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (20, 20), colour).save(folder / name / f"{index}.png")
+    done = run(checkpoint, "--target", "onnx", "--golden", folder, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    golden = read_artifact(tmp_path / "out" / "tiny-onnx").golden()
+    assert golden.images.shape == (6, 16, 16, 3)
+    # One class is the network's, the other is not.
+    assert sorted(golden.labels.tolist()) == [-1, -1, -1, 1, 1, 1]
+    for image, label in zip(golden.images, golden.labels, strict=True):
+        assert np.abs(image.astype(int) - ((20, 200, 30) if label == 1 else (150, 30, 200))).max() <= 1
+    network = Network.from_checkpoint(checkpoint)
+    assert np.array_equal(golden.float_logits, network.logits(golden.images))
+    assert np.allclose(golden.outputs, golden.float_logits, atol=1e-4)
+
+
+def test_golden_vectors_from_nowhere(checkpoint: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "nothing"
+    done = run(checkpoint, "--target", "onnx", "--golden", missing, "--out", tmp_path / "out")
+    refused(done, str(missing))
+    assert leftovers(tmp_path / "out") == []
 
 
 def test_list_targets() -> None:
