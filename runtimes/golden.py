@@ -46,7 +46,8 @@ def verify_golden(runtime: Runtime) -> GoldenReport:
     """Runs an artifact's golden images and compares the raw outputs with the stored ones.
 
     On the kernels that wrote them they are equal. Other processors round differently now and then: integer
-    outputs may differ by 2 counts, floats by 1e-4 of their range. Other kernels than the export's (LiteRT's
+    outputs may differ by 2 counts, floats by 1e-4 of their range, floats that come out of int8 arithmetic
+    (ONNX) by 8/255 of it. Other kernels than the export's (LiteRT's
     reference kernels, TFLite Micro) round at other places: 8 counts. TensorRT on a GPU, whose artifacts are
     checked with ONNX Runtime at export: 0.5, 2 or 5 per cent of the range for float32, float16 or int8. The
     top-1 class must be the same unless the stored outputs of the two classes are that close themselves.
@@ -104,7 +105,10 @@ def _tolerance(runtime: Runtime, artifact: Artifact) -> float:
     target = find_target(artifact.target)
     if artifact.output.quantization is None:
         same_arithmetic = runtime.name == target.verifier or target.verifier == target.runtime
-        return _FLOAT_SHARE_OF_RANGE if same_arithmetic else _GPU_SHARE_OF_RANGE[target.weight_bits]
+        if not same_arithmetic:
+            return _GPU_SHARE_OF_RANGE[target.weight_bits]
+        # ONNX Runtime takes other int8 kernels on every processor: 0.8 per cent were seen, x86 to AArch64.
+        return _OTHER_KERNELS_COUNTS / 255 if target.weight_bits == 8 else _FLOAT_SHARE_OF_RANGE
     same_runtime = runtime.name == target.runtime
     same_kernels = same_runtime and runtime.kernels == runtime.available_kernels[0]
     return float(_SAME_KERNELS_COUNTS if same_kernels else _OTHER_KERNELS_COUNTS)
