@@ -284,6 +284,12 @@ def test_golden_outputs_are_verified(colours: Artifact) -> None:
     assert report.float_agreement == 1.0
 
 
+def test_floats_out_of_int8_arithmetic_may_differ_by_counts(colours: Artifact) -> None:
+    # ONNX Runtime rounds differently on every processor, and the network's last layer gives floats.
+    with open_runtime(None, replace(colours, target="onnx-int8")) as runtime:
+        assert verify_golden(runtime).tolerance == pytest.approx(8 / 255)
+
+
 def changed_golden(tmp_path: Path, change: Any) -> Artifact:
     """An artifact whose golden outputs went through `change`."""
     artifact = onnx_artifact.make_artifact(tmp_path / "changed")
