@@ -111,6 +111,9 @@ def test_commands_run(block: Block, folder: Path, cifar10: Path | None) -> None:
 def test_options_exist(command: str, tmp_path: Path) -> None:
     words = shlex.split(command.split("|")[0].split("#")[0])
     shown = run(f"{words[0]} --help", tmp_path).stdout
+    if words[1:] and words[1].isalpha():
+        # A subcommand has options of its own.
+        shown += run(f"{words[0]} {words[1]} --help", tmp_path).stdout
     known = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", shown))
     assert known, f"{words[0]} --help shows no options"
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= known

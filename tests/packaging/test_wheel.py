@@ -27,7 +27,7 @@ NOT_COPIED = (
     "out",
     "runs",
 )
-LIGHT = {"numpy", "psutil", "rich", "typer"}
+LIGHT = {"numpy", "psutil", "rich", "tomli", "typer"}
 EXTRAS = {"all", "demo", "dev", "export", "jetson", "mcu", "pi", "report", "search", "train"}
 
 
