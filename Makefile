@@ -9,7 +9,8 @@
 #   make clean      removes what the targets made, except .venv
 #
 # Variables: PYTHON (the interpreter .venv is made with), CIFAR10 (folder or zip file with CIFAR-10; $CSR_DATA
-# or ../shared/data/cifar10.zip by default), OUT (where artifacts go), ARGS (more arguments for pytest).
+# or ../shared/data/cifar10.zip by default), OUT (where artifacts go), ARGS (more arguments for pytest), WORKERS
+# (tests at the same time, 2 by default).
 
 PYTHON ?= python3
 OUT ?= out
@@ -109,11 +110,15 @@ bench-mcu: venv tools
 	$(BIN)/python tools/bench_mcu.py --out $(OUT)/bench-mcu --json $(OUT)/bench-mcu.json \
 	  $(if $(BAKENN),--bakenn-python $(BAKENN)) $(ARGS)
 
+# A file's tests stay together, so that what they share is made once; a thread each, as the workers fill the cores.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: venv tools | $(FASHION_MNIST)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-full: venv tools | $(FASHION_MNIST)
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(PYTEST) -m "" $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .
