@@ -7,6 +7,8 @@ here uses the network.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -16,13 +18,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from csr_deploy.atomic import atomic_directory
 from csr_deploy.bench.emulated_pi.boards import BOARDS, Board
-from csr_deploy.errors import BenchError, RuntimeUnavailableError
+from csr_deploy.errors import BenchError, ExportError, RuntimeUnavailableError
 
 ROOT_VARIABLE = "CSR_PI_ROOT"
 # Rises when what a root holds changes, so that older ones are not used any more.
@@ -198,6 +200,25 @@ def prepare_root(folder: Path | None = None, on_progress: Progress | None = None
                 f"an emulated Raspberry Pi is made of Debian packages, and {tool} is missing here",
                 fix="Use a machine with Debian 12 or later, or a derivative.",
             )
+    with _alone(place):
+        # Another process may have made it while this one waited.
+        return _read(place) or _make(place, say)
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Lets one process at a time make the root: another would replace the one that is used already."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = (place.parent / f".{place.name}.lock").open("w")
+    except OSError as error:
+        raise ExportError(f"cannot be written: {error.strerror or error}", where=str(place.parent)) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(place: Path, say: Progress) -> Root:
     with atomic_directory(place, replace=True) as path:
         versions = _unpack_debian(path, say)
         python = _python_version(path / "debian")
