@@ -210,12 +210,15 @@ def _alone(place: Path) -> Iterator[None]:
     """Lets one process at a time make the root: another would replace the one that is used already."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = (place.parent / f".{place.name}.lock").open("w")
+        folder = os.open(place.parent, os.O_RDONLY)
     except OSError as error:
         raise ExportError(f"cannot be written: {error.strerror or error}", where=str(place.parent)) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        # The folder itself, so that no lock file stays.
+        fcntl.flock(folder, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(folder)
 
 
 def _make(place: Path, say: Progress) -> Root:
