@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from csr_deploy.cli.common import VersionOption, new_app, run, stdout
+from csr_deploy.cli.common import VersionOption, new_app, print_table, run, stdout
 from csr_deploy.errors import BenchError
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ def _show_comparison(found: Comparison, everything: bool) -> None:
         why = f"{change.verdict}: {change.why}" if change.why else change.verdict
         shown.add_row(str(change.cell), change.figure, f"{change.old:,.6g}", new, relative, why)
     if shown.row_count:
-        _print_wide(shown)
+        print_table(stdout, shown)
     for cell in found.missing:
         stdout.print(f"Missing now: {cell}", soft_wrap=True)
     for cell in found.added:
@@ -344,12 +344,6 @@ def _show_comparison(found: Comparison, everything: bool) -> None:
     for note in found.notes:
         stdout.print(f"Note: {note}", soft_wrap=True)
     stdout.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".", soft_wrap=True)
-
-
-def _print_wide(shown: Table) -> None:
-    from csr_deploy.cli.bench_run import print_table
-
-    print_table(stdout, shown)
 
 
 def main() -> None:

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 from csr_deploy.atomic import atomic_write
 from csr_deploy.bench.devices import open_device
@@ -25,7 +22,7 @@ from csr_deploy.bench.results import BenchResult
 from csr_deploy.bench.runner import Outcome, Runner, RunOptions, run_record
 from csr_deploy.bench.store import Attempt, Record, Store
 from csr_deploy.cli.bench_display import Display
-from csr_deploy.cli.common import print_error, print_warning, stderr, stdout
+from csr_deploy.cli.common import print_error, print_table, print_warning, stderr, stdout
 from csr_deploy.errors import BenchError, CsrError, OptionError
 from csr_deploy.runtimes.mcu.devices import parse_device
 
@@ -270,17 +267,6 @@ def _check_timing(request: PlanRequest) -> None:
             f"the telemetry is that of this machine, and the model runs on {place.text}",
             fix="Leave --telemetry out.",
         )
-
-
-def print_table(console: Console, shown: Table) -> None:
-    """Prints a table, in its full width where it goes into a file."""
-    if not console.is_terminal:
-        # A file has no width to fit into.
-        width = max(
-            console.width, Measurement.get(console, console.options.update(width=1000), shown).maximum
-        )
-        console = Console(file=console.file, width=width, highlight=False)
-    console.print(shown)
 
 
 def _write(file: str, text: str) -> None:

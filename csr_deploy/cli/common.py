@@ -13,6 +13,8 @@ from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -55,6 +57,16 @@ def new_app(group: type[TyperGroup] | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table, in its full width where it goes into a file."""
+    if not console.is_terminal:
+        # A file has no width to fit into.
+        wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
+        width = max(console.width, wanted)
+        console = Console(file=console.file, width=width, quiet=console.quiet, highlight=False)
+    console.print(table)
 
 
 def print_error(error: CsrError) -> None:

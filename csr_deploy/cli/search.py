@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from csr_deploy.cli.common import (
     INTERRUPTED,
     VersionOption,
     new_app,
+    print_table,
     print_warning,
     require,
     run,
@@ -322,7 +321,7 @@ def _show_grid(space: Space, rows: Sequence[GridRow], target: float | None) -> N
             f"{row.macs:,}",
             f"{row.mac_ratio:.2f}",
         )
-    _print_table(table)
+    print_table(stdout, table)
     stdout.print(
         f"Backbone: {counts.parameters:,} parameters, {counts.macs:,} MACs, {space.num_classes} classes, "
         f"{height}×{width}×{channels}. {len(rows)} networks of the grid reach it; --json lists them all.",
@@ -426,7 +425,7 @@ def _show(study: Study, front: Front, folder: Path) -> None:
             "–" if found.compression is None else f"{found.compression:.1f} %",
             *("–" if value is None else f"{value:.3f}" for value in details),
         )
-    _print_table(table)
+    print_table(stdout, table)
     outcomes = [f.outcome for f in front.others]
     stdout.print(
         f"{len(front.front)} on the front, {outcomes.count('trained')} beaten, "
@@ -442,15 +441,6 @@ def _show(study: Study, front: Front, folder: Path) -> None:
         else:
             where = "" if is_here(found) else f" on {found.host}"
             print_warning(f"the checkpoint of {found.network} is not here: it is in {found.folder}{where}")
-
-
-def _print_table(table: Table) -> None:
-    console = stdout
-    if not console.is_terminal:
-        # A file has no width to fit into.
-        wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
-        console = Console(width=max(console.width, wanted), highlight=False)
-    console.print(table)
 
 
 def main() -> None:

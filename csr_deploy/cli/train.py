@@ -28,6 +28,7 @@ from csr_deploy.cli.common import (
     VersionOption,
     is_main_process,
     new_app,
+    print_table,
     print_warning,
     require,
     run,
@@ -419,7 +420,7 @@ def _show_result(checkpoint: Checkpoint, parameters: int, out: Path, plot: bool)
         "curves": str(out / ("curves.png" if plot else "metrics.csv")),
     }.items():
         table.add_row(key, value)
-    stdout.print(table)
+    print_table(stdout, table)
 
 
 def main() -> None:
