@@ -12,8 +12,6 @@ from csr_deploy.cli.common import VersionOption, new_app, print_table, run, stdo
 from csr_deploy.errors import BenchError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from csr_deploy.bench.compare import Comparison
 
 _DEFAULT = "run"
