@@ -59,6 +59,18 @@ def new_app(group: type[TyperGroup] | None = None) -> typer.Typer:
     )
 
 
+def parse_image_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels of "96" or "96x128".
+
+    Raises:
+        typer.BadParameter: If it is neither.
+    """
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise typer.BadParameter(f"'{text}' is no size: give 96, or 96x128 for height and width.")
+    return int(sides[0]), int(sides[-1])
+
+
 def print_table(console: Console, table: Table) -> None:
     """Prints a table, in its full width where it goes into a file."""
     if not console.is_terminal:

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from csr_deploy.cli.common import VersionOption, new_app, print_warning, require, run, stdout
+from csr_deploy.cli.common import (
+    VersionOption,
+    new_app,
+    parse_image_size,
+    print_warning,
+    require,
+    run,
+    stdout,
+)
 from csr_deploy.errors import OptionError
 
 if TYPE_CHECKING:
     from csr_deploy.importing import Imported
 
 app = new_app()
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise typer.BadParameter(f"'{text}' is no size: give 96, or 96x128 for height and width.")
-    return int(sides[0]), int(sides[-1])
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -72,7 +73,7 @@ def import_(
     Reads the state_dict of their released MobileNet-V2, in its form for CIFAR and in that for ImageNet, and
     plain backbones with torchvision's names. Nothing in the file is run.
     """
-    size = None if image_size is None else _size(image_size)
+    size = None if image_size is None else parse_image_size(image_size)
     means, deviations = (None if text is None else _numbers(text) for text in (mean, std))
     require("torch", "train", "csr-import")
     from csr_deploy.checkpoint import save_checkpoint

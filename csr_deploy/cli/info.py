@@ -14,7 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from csr_deploy.atomic import atomic_write
-from csr_deploy.cli.common import VersionOption, new_app, print_warning, require, run, stderr, stdout
+from csr_deploy.cli.common import (
+    VersionOption,
+    new_app,
+    parse_image_size,
+    print_warning,
+    require,
+    run,
+    stderr,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from csr_deploy.analysis import NetworkFigures
@@ -75,7 +84,7 @@ def info(
         raise typer.BadParameter("name a network, or give --table2")
     if json_file == markdown_file == "-":
         raise typer.BadParameter("--json and --markdown cannot both go to stdout")
-    size = _image_size(image_size) if image_size else None
+    size = parse_image_size(image_size) if image_size else None
     require("torch", "export", "csr-info")
     with stderr.status("Loading torch …"):
         from csr_deploy.analysis.subject import Choice
@@ -86,13 +95,6 @@ def info(
         _table2(json_file, markdown_file)
     elif model is not None:
         _network(model, against, choice, json_file, markdown_file, layers=layers)
-
-
-def _image_size(text: str) -> tuple[int, int]:
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise typer.BadParameter(f"'{text}' is no size: give 96, or 96x128 for height and width.")
-    return int(sides[0]), int(sides[-1])
 
 
 def _table2(json_file: str | None, markdown_file: str | None) -> None:

@@ -18,6 +18,7 @@ from csr_deploy.cli.common import (
     INTERRUPTED,
     VersionOption,
     new_app,
+    parse_image_size,
     print_table,
     print_warning,
     require,
@@ -44,13 +45,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(part.isdigit() for part in parts):
         raise typer.BadParameter(f"'{text}' is no list of numbers: give 2,3,4.")
     return tuple(int(part) for part in parts)
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise typer.BadParameter(f"'{text}' is no size: give 96, or 96x128 for height and width.")
-    return int(sides[0]), int(sides[-1])
 
 
 @app.command()
@@ -195,7 +189,7 @@ def search(
     require("torch", "search", "csr-search")
     require("optuna", "search", "csr-search")
     choices = _numbers(steps)
-    size = _size(image_size) if image_size else None
+    size = parse_image_size(image_size) if image_size else None
     if trials is None and target_compression is None:
         raise OptionError(
             "there is nothing to do",

@@ -28,6 +28,7 @@ from csr_deploy.cli.common import (
     VersionOption,
     is_main_process,
     new_app,
+    parse_image_size,
     print_table,
     print_warning,
     require,
@@ -53,13 +54,6 @@ class RecipeName(str, Enum):
     PAPER = "paper"
     PAPER_IMAGENET = "paper-imagenet"
     SHORT = "short"
-
-
-def _image_size(text: str) -> tuple[int, int]:
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise typer.BadParameter(f"'{text}' is no size: give 96, or 96x128 for height and width.")
-    return int(sides[0]), int(sides[-1])
 
 
 @app.command()
@@ -188,7 +182,7 @@ def train(
     Interrupt with Ctrl-C at any time: the last epoch's checkpoint stays, and --resume continues exactly.
     Start several processes with torchrun -m csr_deploy.cli.train.
     """
-    size = _image_size(image_size) if image_size else None
+    size = parse_image_size(image_size) if image_size else None
     require("torch", "train", "csr-train")
     if plot:
         require("matplotlib", "train", "Drawing training curves (--plot)")
