@@ -51,10 +51,11 @@ $(FASHION_MNIST):
 	    "Fashion-MNIST will be skipped. To run them: sudo apt-get install dataset-fashion-mnist"; \
 	fi
 
-# What tests need: compilers and the emulator for microcontroller code, an SSH server that stands for a device, a
-# browser that opens the report and the camera demo. Without them those tests skip and say so.
-TOOL_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang cmake openssh-server openssh-client chromium
-TOOL_PROGRAMS := arm-none-eabi-gcc qemu-system-arm clang cmake /usr/sbin/sshd ssh chromium
+# What tests need: compilers and emulators for microcontroller and board code, an SSH server that stands for a device,
+# a browser that opens the report and the camera demo, a database that workers of a search share. Without them those
+# tests skip and say so.
+TOOL_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang cmake openssh-server openssh-client chromium postgresql
+TOOL_PROGRAMS := arm-none-eabi-gcc qemu-system-arm clang cmake /usr/sbin/sshd ssh chromium pg_createcluster
 
 tools:
 	@missing=""; for p in $(TOOL_PROGRAMS); do command -v $$p > /dev/null || missing="$$missing $$p"; done; \

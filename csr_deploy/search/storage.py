@@ -29,6 +29,8 @@ from csr_deploy.errors import CsrError, MissingDependencyError
 
 _LOCK_SECONDS = 60.0
 _OPEN_ATTEMPTS = 5
+# psycopg alone would need PostgreSQL's client library from elsewhere.
+_DRIVER_PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 
 
 class StorageError(CsrError):
@@ -134,9 +136,10 @@ def _connect(url: str, options: dict[str, Any], heartbeat: float, grace: int) ->
                     grace_period=grace,
                 )
         except ImportError as error:
-            driver = getattr(error.__cause__, "name", None) or "its driver"
+            driver = getattr(error.__cause__, "name", None) or getattr(error, "name", None) or "its driver"
+            package = _DRIVER_PACKAGES.get(driver, driver)
             raise MissingDependencyError(
-                driver, "search", f"A study at {shown(url)}", fix=f"Install it: pip install {driver}"
+                driver, "search", f"A study at {shown(url)}", fix=f"Install it: pip install {package}"
             ) from error
         except sqlalchemy.exc.NoSuchModuleError as error:
             raise StorageError(

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from csr_deploy.search.settings import SearchSettings
 from csr_deploy.search.space import Candidate, Space
 from csr_deploy.search.storage import StorageError, default_url, open_storage, reported
 from csr_deploy.search.worker import Study, Worker
+from tests.postgres import running_server
 
 MODULE = [sys.executable, "-m", "csr_deploy.cli.search"]
 FAST = ["--batch-size", "12", "--no-bf16", "--device", "cpu", "--threads", "1", "--heartbeat", "1"]
@@ -398,7 +400,13 @@ def test_a_storage_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
         ("study.db", StorageError, "is no URL of a database"),
         ("sqlite://", StorageError, "is in memory"),
         ("nosuchdb://host/name", StorageError, "of an unknown kind"),
-        ("postgresql://user:secret@localhost:1/name", MissingDependencyError, "pip install psycopg"),
+        ("mysql://user:secret@localhost:1/name", MissingDependencyError, "pip install mysqlclient"),
+        pytest.param(
+            "postgresql://user:secret@127.0.0.1:1/name",
+            StorageError,
+            "that the database is up",
+            marks=pytest.mark.skipif(not find_spec("psycopg"), reason="psycopg is not installed"),
+        ),
     ],
 )
 def test_bad_storages(url: str, error: type[CsrError], message: str) -> None:
@@ -595,12 +603,12 @@ def test_a_search_from_start_to_end(
     assert full.architecture == load_checkpoint(out / small["checkpoint"]).architecture
 
 
-def trials_of(out: Path) -> list[optuna.trial.FrozenTrial]:
+def trials_of(out: Path, url: str | None = None) -> list[optuna.trial.FrozenTrial]:
     """The study as anybody sees it, with Optuna alone."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for _ in range(200):
         try:
-            return optuna.load_study(study_name="resnet8", storage=default_url(out)).trials
+            return optuna.load_study(study_name="resnet8", storage=url or default_url(out)).trials
         except Exception:
             time.sleep(0.1)
     raise AssertionError("no study")
@@ -615,17 +623,19 @@ def wait_for(what: Callable[[], object], seconds: float = 120) -> object:
     raise AssertionError("it did not happen")
 
 
-def in_training(out: Path, pid: int | None = None) -> list[optuna.trial.FrozenTrial]:
+def in_training(out: Path, pid: int | None = None, url: str | None = None) -> list[optuna.trial.FrozenTrial]:
     """Trials between their first epoch and their end."""
-    found = [t for t in trials_of(out) if t.state == TrialState.RUNNING and t.user_attrs.get("curve")]
+    found = [t for t in trials_of(out, url) if t.state == TrialState.RUNNING and t.user_attrs.get("curve")]
     return [t for t in found if pid is None or t.user_attrs["worker"].endswith(f":{pid}")]
 
 
 LONG = ["-b", "resnet8", "--steps", "2,3", "-n", "5", "--epochs", "6", "--prune-margin", "100", *FAST]
 
 
-def check_nothing_lost_and_nothing_twice(out: Path, victim: optuna.trial.FrozenTrial) -> None:
-    trials = trials_of(out)
+def check_nothing_lost_and_nothing_twice(
+    out: Path, victim: optuna.trial.FrozenTrial, url: str | None = None, *, same_disk: bool = True
+) -> None:
+    trials = trials_of(out, url)
     counted = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     networks = [t.user_attrs["network"] for t in counted]
     assert len(networks) == len(set(networks)) == 5
@@ -635,7 +645,8 @@ def check_nothing_lost_and_nothing_twice(out: Path, victim: optuna.trial.FrozenT
     assert retry.number != victim.number
     assert retry.user_attrs["retry_of"] == victim.number
     assert retry.params == victim.params
-    # Its epochs were not done again: the accuracies are the same, and six in all.
+    # The accuracies are the same and six in all: where the folder is seen its epochs were not done again,
+    # elsewhere the same seed gave the same.
     before, after = victim.user_attrs["curve"], retry.user_attrs["curve"]
     assert len(after) == 6
     assert after[: len(before)] == before
@@ -643,7 +654,8 @@ def check_nothing_lost_and_nothing_twice(out: Path, victim: optuna.trial.FrozenT
     result = json.loads((out / "pareto.json").read_text())
     assert {f["network"] for f in (*result["front"], *result["others"])} == set(networks)
     for found in result["front"]:
-        load_checkpoint(out / found["checkpoint"])
+        if same_disk or found["checkpoint"]:
+            load_checkpoint(out / found["checkpoint"])
 
 
 def test_of_two_workers_one_is_killed_in_training(tmp_path: Path, image_folder: Path) -> None:
@@ -666,6 +678,53 @@ def test_of_two_workers_one_is_killed_in_training(tmp_path: Path, image_folder: 
                 worker.kill()
                 worker.wait()
     check_nothing_lost_and_nothing_twice(out, victim)
+
+
+def test_workers_that_share_a_database_server_and_no_disk(tmp_path: Path, image_folder: Path) -> None:
+    """As on two machines: folders of their own, PostgreSQL between them; one is killed in training."""
+    with running_server() as server, (tmp_path / "log").open("wb") as log:
+        outs = [tmp_path / "first", tmp_path / "second"]
+        command = [*MODULE, *LONG, "-d", str(image_folder), "--storage", server.url, "-o"]
+        workers = [subprocess.Popen([*command, str(out)], stdout=log, stderr=log) for out in outs]
+        try:
+            doomed = workers[0]
+            victim = wait_for(lambda: in_training(outs[0], doomed.pid, server.url))[0]  # type: ignore[index]
+            doomed.kill()
+            doomed.wait()
+            victim = next(t for t in trials_of(outs[0], server.url) if t.number == victim.number)
+            assert victim.state == TrialState.RUNNING, "it was killed in the middle"
+            assert workers[1].wait(180) == 0, (tmp_path / "log").read_text()
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        check_nothing_lost_and_nothing_twice(outs[1], victim, server.url, same_disk=False)
+
+
+@pytest.mark.full
+def test_a_database_server_that_goes_away_ends_the_search(tmp_path: Path, image_folder: Path) -> None:
+    out = tmp_path / "out"
+    with running_server() as server:
+        command = [*MODULE, *LONG, "-d", str(image_folder), "--storage", server.url, "-o", str(out)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            stopped = wait_for(lambda: in_training(out, url=server.url))[0]  # type: ignore[index]
+            server.stop()
+            said, _ = process.communicate(timeout=120)
+            server.start()
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 1, said
+        assert "that the database is up" in said
+        assert "Traceback" not in said
+        # It comes back, and the search goes on from there.
+        again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert again.returncode == 0, again.stderr
+        finished = [t for t in trials_of(out, server.url) if t.state == TrialState.COMPLETE]
+        networks = [t.user_attrs["network"] for t in finished]
+        assert len(networks) == len(set(networks)) == 5
+        assert stopped.user_attrs["network"] in networks
 
 
 @pytest.mark.full
