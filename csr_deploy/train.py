@@ -32,6 +32,7 @@ from csr_deploy.distributed import World, joined_world
 from csr_deploy.errors import CheckpointError, DataError, ModelError, OptionError
 from csr_deploy.inherit import freeze, inherit
 from csr_deploy.models import Architecture
+from csr_deploy.nn.dead_channels import silence_dead_channels
 from csr_deploy.optimizer import RecipeOptimizer
 from csr_deploy.qat import QuantizationAware
 from csr_deploy.recipe import RECIPES, Recipe
@@ -460,10 +461,8 @@ class _Run:
         self.world.share(self.model.buffers())
         if self.ema is not None:
             self.world.share(self.ema.values())
-        kept = None
-        if self.ema is not None:
-            kept = {k: v.clone() for k, v in self.model.state_dict().items()}
-            self.model.load_state_dict(self.ema)
+        kept = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self._result()[0])
         self.model.eval()
         network = self.aware or self.model
         network.eval()
@@ -480,8 +479,7 @@ class _Run:
                 loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
                 hits += int((logits.argmax(1) == y).sum())
                 seen += len(y)
-        if kept is not None:
-            self.model.load_state_dict(kept)
+        self.model.load_state_dict(kept)
         sums = self.world.sum(loss, hits, seen)
         return sums[0] / sums[2], sums[1] / sums[2]
 
@@ -489,8 +487,14 @@ class _Run:
         layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
         return x.to(self.device).contiguous(memory_format=layout)
 
-    def _checkpoint(self) -> Checkpoint:
+    def _result(self) -> tuple[dict[str, Tensor], int]:
+        """What the training gives so far, and how many dead channels were silenced in it."""
         state = self.ema if self.ema is not None else self.model.state_dict()
+        with torch.no_grad():
+            return silence_dead_channels(self.model, state)
+
+    def _checkpoint(self) -> Checkpoint:
+        state, silenced = self._result()
         metrics: dict[str, Any] = {}
         if self.records:
             last = self.records[-1]
@@ -510,6 +514,7 @@ class _Run:
             "init": self.origin.record(frozen=self.options.freeze) if self.origin else None,
             "teacher": self.teacher,
             "qat": self.options.qat,
+            "silenced_channels": silenced,
             "processes": self.world.size,
             "seconds": round(sum(r.seconds for r in self.records), 1),
             "curve": [asdict(r) for r in self.records],
