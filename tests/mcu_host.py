@@ -1,4 +1,4 @@
-"""Compiles generated C for this machine, with sanitizers, and runs it as a process."""
+"""Compiles generated C for this machine, with sanitizers, or for AArch64, and runs it as a process."""
 
 from __future__ import annotations
 
@@ -42,20 +42,66 @@ int main(void)
 """
 
 
-class HostCompiler:
-    """Compiles the kernels once, then one model after the other."""
+_GUARDED_MAIN = """
+#include "model.h"
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-    def __init__(self, folder: Path, compiler: str = "gcc", flags: tuple[str, ...] = SANITIZERS) -> None:
-        if shutil.which(compiler) is None:
-            pytest.skip(f"needs {compiler} to compile generated C")
+int main(void)
+{
+    model_t model;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), size = (MODEL_ARENA_BYTES + page - 1) / page * page;
+    /* The arena ends where memory does: nothing behind it may be read or written. */
+    unsigned char *memory =
+        mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *arena = memory + size - MODEL_ARENA_BYTES;
+    if (memory == MAP_FAILED || mprotect(memory + size, page, PROT_NONE) ||
+        model_init(&model, arena, MODEL_ARENA_BYTES) != MODEL_OK) {
+        return 1;
+    }
+    while (fread(model_input(&model), 1, MODEL_INPUT_BYTES, stdin) == MODEL_INPUT_BYTES) {
+        if (model_run(&model) != MODEL_OK) {
+            return 2;
+        }
+        fwrite(model_output(&model), 1, MODEL_OUTPUT_BYTES, stdout);
+    }
+    return 0;
+}
+"""
+
+
+class HostCompiler:
+    """Compiles the kernels once, then one model after the other.
+
+    Args:
+        folder: For everything that is made.
+        compiler: For this machine, or a cross compiler.
+        flags: Of the compiler.
+        runner: Emulator and its options, where the machine is another one; the arena then ends at a page that
+            cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        compiler: str = "gcc",
+        flags: tuple[str, ...] = SANITIZERS,
+        runner: tuple[str, ...] = (),
+    ) -> None:
+        for tool in (compiler, *runner[:1]):
+            if shutil.which(tool) is None:
+                pytest.skip(f"needs {tool} to compile and run generated C")
+        self.runner = runner
         self.folder, self.command = folder, [compiler, *WARNINGS, *flags, f"-I{KERNELS}"]
         self.library = folder / "libkernels.a"
         objects = []
         for source in sorted(KERNELS.glob("*.c")):
             objects.append(folder / f"{source.stem}.o")
             self._run([*self.command, "-c", str(source), "-o", str(objects[-1])])
-        self._run(["ar", "rcs", str(self.library), *map(str, objects)])
-        (folder / "main.c").write_text(_MAIN)
+        archiver = "ar" if not runner else compiler.removesuffix("gcc") + "ar"
+        self._run([archiver, "rcs", str(self.library), *map(str, objects)])
+        (folder / "main.c").write_text(_GUARDED_MAIN if runner else _MAIN)
 
     def _run(self, command: list[str]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -67,10 +113,10 @@ class HostCompiler:
         (self.folder / "model.h").write_text(model_header(program, "model", "test", ()))
         binary = self.folder / "model"
         sources = [str(self.folder / name) for name in ("main.c", "model.c")]
-        # aligned_alloc is C11's.
-        command = [*self.command, "-std=c11", *sources, str(self.library), "-o", str(binary)]
+        # aligned_alloc is C11's, mmap POSIX's.
+        command = [*self.command, "-std=gnu11", *sources, str(self.library), "-o", str(binary)]
         self._run(command)
         content = np.ascontiguousarray(inputs).tobytes()
-        done = subprocess.run([str(binary)], input=content, capture_output=True, check=False)
+        done = subprocess.run([*self.runner, str(binary)], input=content, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
         return np.frombuffer(done.stdout, np.int8).reshape(len(inputs), -1)

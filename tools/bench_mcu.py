@@ -38,7 +38,7 @@ from rich.table import Table
 from csr_deploy.artifact import Artifact, read_artifact
 from csr_deploy.errors import CsrError
 from csr_deploy.exporters.mcu.compiler import compile_tflite
-from csr_deploy.exporters.mcu.exporter import write_project
+from csr_deploy.exporters.mcu.exporter import project_of, write_project
 from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.runtimes import open_runtime
 from csr_deploy.runtimes.mcu import McuMeasurement, measure
@@ -181,7 +181,7 @@ def compile_ours(model: Path, folder: Path) -> Path:
     options = McuOptions()
     program = compile_tflite(model.read_bytes(), model.name, options)
     folder.mkdir()
-    write_project(program, folder, model.stem, (), options)
+    write_project(project_of(program, model.stem, (), options), folder)
     return folder
 
 

@@ -18,6 +18,7 @@ from csr_deploy.exporters.mcu.passes.fold_pad import fold_pad
 from csr_deploy.exporters.mcu.passes.fold_space_to_depth import fold_space_to_depth
 from csr_deploy.exporters.mcu.passes.fuse_requantize import fuse_requantize
 from csr_deploy.exporters.mcu.passes.group_to_depthwise import group_to_depthwise
+from csr_deploy.exporters.mcu.passes.join_units import join_units
 from csr_deploy.exporters.mcu.passes.normalise import normalise
 from csr_deploy.exporters.mcu.passes.roll_csr import roll_csr
 from csr_deploy.exporters.mcu.passes.share_constants import share_constants
@@ -87,7 +88,9 @@ def optimise(model: Model, options: McuOptions | None = None) -> Model:
     model = normalise(model)
     for run in PASSES:
         model = run(model)
-    return fuse_requantize(model) if options is not None and options.fuse_requantize else model
+    if options is None or not options.fuse_requantize:
+        return model
+    return join_units(model) if options.cpu == "aarch64" else fuse_requantize(model)
 
 
 def compile_tflite(content: bytes, where: str, options: McuOptions | None = None) -> Program:
@@ -108,7 +111,8 @@ def compile_tflite(content: bytes, where: str, options: McuOptions | None = None
 def compile_model(model: Model, options: McuOptions) -> Program:
     """Compiles a graph after the passes; see `compile_tflite`."""
     layout = lay_out(model)
-    bare = _assemble(model, layout, lambda step: 0)
+    packed = options.cpu == "aarch64"
+    bare = _assemble(model, layout, lambda step: 0, packed=packed)
     limit = int(bare.plan.size * (1 + options.scratch_share))
     if options.ram is not None:
         limit = min(limit, options.ram)
@@ -122,7 +126,7 @@ def compile_model(model: Model, options: McuOptions) -> Program:
         def budget(step: int, room: float = room) -> int:
             return int(max(0, limit - used.get(step + 1, 0)) * room)
 
-        program = _assemble(model, layout, budget)
+        program = _assemble(model, layout, budget, packed=packed)
         if program.plan.size <= limit:
             break
         share *= 0.8
@@ -132,8 +136,8 @@ def compile_model(model: Model, options: McuOptions) -> Program:
     return program
 
 
-def _assemble(model: Model, layout: Layout, budget: Callable[[int], int]) -> Program:
-    low = Lowering(model, layout, budget)
+def _assemble(model: Model, layout: Layout, budget: Callable[[int], int], *, packed: bool) -> Program:
+    low = Lowering(model, layout, budget, packed)
     for step, op in enumerate(model.ops):
         if step in layout.aliases:
             continue

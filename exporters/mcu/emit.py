@@ -88,7 +88,12 @@ class _Writer:
         return [f"    /* {call.comment} */", f"    {call.kernel}({', '.join(arguments)});"]
 
 
-_WITH_SCRATCH = frozenset({"csr_conv2d_s8", "csr_cell_s8", "csr_fused_cell_s8", "csr_depthwise_s8"})
+_WITH_SCRATCH = frozenset(
+    {
+        "csr_conv2d_s8", "csr_cell_s8", "csr_fused_cell_s8", "csr_depthwise_s8", "csr_packed_conv_s8",
+        "csr_packed_cell_s8",
+    }
+)  # fmt: skip
 
 
 def model_source(program: Program, prefix: str) -> str:

@@ -6,11 +6,14 @@ import importlib.metadata
 import math
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from csr_deploy import __version__
 from csr_deploy.artifact import GOLDEN, Artifact, Golden, record_file, write_golden, write_manifest
@@ -36,48 +39,91 @@ _DISTRIBUTIONS = ("ai-edge-litert", "flatbuffers")
 _CHECKED_INPUTS = 16
 
 
-def write_project(
-    program: Program, folder: Path, name: str, labels: Sequence[str], options: McuOptions
-) -> None:
-    """Writes sources and project files of a program.
+@dataclass(frozen=True)
+class CProject:
+    """What is written for a program.
 
-    Args:
+    Attributes:
         program: What was compiled.
-        folder: An existing directory.
         name: Name of the network.
         labels: Class names; may be empty.
         options: Prefix of the generated names.
+        input: Its input, as the artifact describes it.
+        output: Its output.
     """
-    prefix = options.prefix
-    files = {f"src/{path.name}": path.read_text(encoding="utf-8") for path in kernel_files(program)}
-    files[f"src/{prefix}.c"] = model_source(program, prefix)
-    files[f"src/{prefix}.h"] = model_header(program, prefix, name, labels)
-    if labels:
-        files[f"src/{prefix}_labels.c"] = labels_source(prefix, labels)
-    sources = sorted(f.removeprefix("src/") for f in files if f.endswith(".c"))
-    target = _identifier(name)
+
+    program: Program
+    name: str
+    labels: Sequence[str]
+    options: McuOptions
+    input: TensorSpec
+    output: TensorSpec
+
+
+@dataclass(frozen=True)
+class CTarget:
+    """A target whose model is the C of this compiler.
+
+    Attributes:
+        name: Of the target.
+        options: Where none are given.
+        write: Writes sources and what goes with them into a folder; gives more figures for the manifest.
+        run: Raw outputs [N, classes] of an artifact for pictures [N, H, W, C], and what computed them.
+    """
+
+    name: str
+    options: McuOptions
+    write: Callable[[CProject, Path], Mapping[str, Any]]
+    run: Callable[[Artifact, CProject, NDArray[np.uint8]], tuple[NDArray[Any], str]]
+
+
+def source_files(project: CProject) -> dict[str, str]:
+    """The model and the kernels it needs, file name → text."""
+    program, prefix = project.program, project.options.prefix
+    files = {path.name: path.read_text(encoding="utf-8") for path in kernel_files(program)}
+    files[f"{prefix}.c"] = model_source(program, prefix)
+    files[f"{prefix}.h"] = model_header(program, prefix, project.name, project.labels)
+    if project.labels:
+        files[f"{prefix}_labels.c"] = labels_source(prefix, project.labels)
+    return files
+
+
+def border_types(project: CProject) -> dict[str, str]:
+    """C types of "input" and "output"."""
     types = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
-    tensors = program.model.tensors
-    border = {
-        "input": types[tensors[program.model.input].dtype],
-        "output": types[tensors[program.model.output].dtype],
-    }
-    files["Makefile"] = makefile(sources, name)
-    files["CMakeLists.txt"] = cmake(sources, target)
-    files["library.properties"] = library_properties(target, name)
-    files["examples/classify/main.c"] = example(prefix, border)
-    kinds = {b.name: "scratch" for b in program.buffers if b.name.startswith("scratch_")}
-    files["memory.svg"] = memory_svg(
-        program.buffers, program.overlaps, program.plan, program.steps, kinds, title=name
-    )
-    files["memory.txt"] = memory_table(program.buffers, program.plan, program.steps)
+    return {"input": types[project.input.dtype], "output": types[project.output.dtype]}
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes texts, place in the folder → text."""
     for place, text in files.items():
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _identifier(name: str) -> str:
+def write_project(project: CProject, folder: Path) -> Mapping[str, Any]:
+    """Writes sources and project files of a program into an existing directory; has no figures to add."""
+    program, name, prefix = project.program, project.name, project.options.prefix
+    texts = source_files(project)
+    files = {f"src/{file}": text for file, text in texts.items()}
+    sources = sorted(file for file in texts if file.endswith(".c"))
+    target = identifier(name)
+    files["Makefile"] = makefile(sources, name)
+    files["CMakeLists.txt"] = cmake(sources, target)
+    files["library.properties"] = library_properties(target, name)
+    files["examples/classify/main.c"] = example(prefix, border_types(project))
+    kinds = {b.name: "scratch" for b in program.buffers if b.name.startswith("scratch_")}
+    files["memory.svg"] = memory_svg(
+        program.buffers, program.overlaps, program.plan, program.steps, kinds, title=name
+    )
+    files["memory.txt"] = memory_table(program.buffers, program.plan, program.steps)
+    write_files(folder, files)
+    return {}
+
+
+def identifier(name: str) -> str:
+    """A network's name as a C identifier."""
     kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower()).strip("_")
     return f"net_{kept}" if not kept or kept[0].isdigit() else kept
 
@@ -94,8 +140,22 @@ def _spec(tensor: Tensor, name: str) -> TensorSpec:
     return TensorSpec(name, shape, tensor.dtype, "NHWC", q)
 
 
-def _write(request: WriteRequest) -> ModelFile:
-    options = request.options if isinstance(request.options, McuOptions) else McuOptions()
+def project_of(program: Program, name: str, labels: Sequence[str], options: McuOptions) -> CProject:
+    """What is written for a program of a .tflite file, whose border tensors say what they are."""
+    model = program.model
+    source, sink = model.tensors[model.input], model.tensors[model.output]
+    return CProject(program, name, labels, options, _spec(source, "image"), _spec(sink, "logits"))
+
+
+def write_c(target: CTarget, request: WriteRequest) -> ModelFile:
+    """Writes a checkpoint's graph as C.
+
+    Raises:
+        ExportError: If it cannot be expressed, or breaks a budget.
+        LedgerError: If tied weights were duplicated.
+        OptionError: If a prefix was given.
+    """
+    options = request.options if isinstance(request.options, McuOptions) else target.options
     if options.prefix != McuOptions.prefix:
         raise OptionError(
             f"the prefix '{options.prefix}' was given for a checkpoint",
@@ -103,15 +163,25 @@ def _write(request: WriteRequest) -> ModelFile:
         )
     content, described = TfliteWriter(request).write()
     program = compile_tflite(content, request.name, options)
-    stored, given = program.flash[0], described.ledger.size("weight", "gain", "bias")
+    _check_tied(program, described.ledger, request.name)
+    project = CProject(program, request.name, request.labels, options, described.input, described.output)
+    more = target.write(project, request.path.parent.parent)
+    return replace(described, figures={**_figures(program), **more})
+
+
+def _check_tied(program: Program, ledger: Ledger, where: str) -> None:
+    """Demands that the C has no more arrays of weights than the file it comes from.
+
+    Arrays and not bytes, as packing fills them up.
+    """
+    stored = sum(c.is_array and c.kind == "weight" for c in program.constants)
+    given = sum(s.kind in ("weight", "gain", "bias") and s.elements > 1 for s in ledger.stored)
     if stored > given:
         raise LedgerError(
-            f"the C holds {stored:,} bytes of weights, the network {given:,}: tied weights were duplicated",
-            where=request.name,
+            f"the C holds {stored} arrays of weights, the network {given}: tied weights were duplicated",
+            where=where,
             fix="This is a defect of the compiler: please report it.",
         )
-    write_project(program, request.path.parent.parent, request.name, request.labels, options)
-    return replace(described, figures=_figures(program))
 
 
 def _figures(program: Program) -> dict[str, int]:
@@ -119,13 +189,39 @@ def _figures(program: Program) -> dict[str, int]:
     return {"constant_bytes": weights + tables, "table_bytes": tables, "arena_bytes": program.arena}
 
 
-def _companions(artifact: Artifact) -> tuple[Path, ...]:
+def companions(artifact: Artifact) -> tuple[Path, ...]:
+    """Everything beside the model file."""
     return tuple(sorted(p for p in artifact.path.rglob("*") if p.is_file() and p != artifact.model_file))
 
 
-EXPORTER = Exporter(
-    ".c", "stepwise", legalise, _write, _DISTRIBUTIONS, file="src/model.c", companions=_companions
-)
+def _run_on_this_machine(
+    artifact: Artifact, project: CProject, images: NDArray[np.uint8]
+) -> tuple[NDArray[Any], str]:
+    with tempfile.TemporaryDirectory() as name:
+        # The runtime knows the usual names only: another prefix is checked on a twin.
+        twin = Path(name)
+        write_project(replace(project, options=McuOptions()), twin)
+        main = twin / "src" / "model.c"
+        files = (
+            record_file(main, twin),
+            *(record_file(f, twin) for f in twin.rglob("src/*") if f != main),
+        )
+        with open_runtime("mcu", replace(artifact, path=twin, files=files)) as runtime:
+            return runtime.logits(images), f"{runtime.name} {runtime.version}"
+
+
+MCU = CTarget("mcu", McuOptions(), write_project, _run_on_this_machine)
+
+
+def exporter_of(target: CTarget) -> Exporter:
+    """The exporter of checkpoints to a target."""
+    write = partial(write_c, target)
+    return Exporter(
+        ".c", "stepwise", legalise, write, _DISTRIBUTIONS, file="src/model.c", companions=companions
+    )
+
+
+EXPORTER = exporter_of(MCU)
 
 
 @dataclass(frozen=True)
@@ -147,7 +243,13 @@ class TfliteSource:
 
 
 def export_tflite(
-    source: TfliteSource, out: Path, options: McuOptions | None = None, *, force: bool = False, seed: int = 0
+    source: TfliteSource,
+    out: Path,
+    options: McuOptions | None = None,
+    *,
+    target: CTarget = MCU,
+    force: bool = False,
+    seed: int = 0,
 ) -> Artifact:
     """Compiles a .tflite file into an artifact, and proves that the C computes what TFLite Micro computes.
 
@@ -155,6 +257,7 @@ def export_tflite(
         source: The file.
         out: The artifact's directory, written whole or not at all.
         options: How C is generated.
+        target: Which one.
         force: Replace an existing directory.
         seed: Of the random inputs of the check.
 
@@ -165,38 +268,38 @@ def export_tflite(
         ExportError: If the file cannot be read, is malformed or not expressible, or `out` cannot be written.
         ParityError: If the C gives other bytes than the oracle.
     """
-    options = options or McuOptions()
+    options = options or target.options
     try:
         content = source.path.read_bytes()
     except OSError as error:
         raise ExportError(f"cannot be read: {error.strerror or error}", where=str(source.path)) from error
     model = read_tflite(content, str(source.path))
     program = compile_model(optimise(model, options), options)
-    tensors = program.model.tensors
-    input_spec, output_spec = _spec(tensors[model.input], "image"), _spec(tensors[model.output], "logits")
-    preprocessing = source.preprocessing or _plain_preprocessing(input_spec)
+    project = project_of(program, source.name, source.labels, options)
+    parameters = _parameters(model)
+    preprocessing = source.preprocessing or _plain_preprocessing(project.input)
     with atomic_directory(out, replace=force) as folder:
-        write_project(program, folder, source.name, source.labels, options)
+        more = target.write(project, folder)
         main = folder / "src" / f"{options.prefix}.c"
         artifact = Artifact(
             path=folder,
             name=source.name,
-            target="mcu",
+            target=target.name,
             files=(record_file(main, folder),),
-            input=input_spec,
-            output=output_spec,
+            input=project.input,
+            output=project.output,
             preprocessing=preprocessing,
             labels=source.labels,
-            options={"mcu": asdict(options), "seed": seed},
-            model={"parameters": _parameters(program), "macs": model.macs(), **_figures(program)},
+            options={target.name: asdict(options), "seed": seed},
+            model={"parameters": parameters, "macs": model.macs(), **_figures(program), **more},
             source={"tflite_sha256": record_file(source.path).sha256},
             tools=_versions(),
-            ledger=Ledger(()).summary(_parameters(program)) | {"weight_bytes": program.flash[0]},
+            ledger=Ledger(()).summary(parameters) | {"weight_bytes": program.flash[0]},
         )
         artifact = replace(
-            artifact, files=(*artifact.files, *(record_file(p, folder) for p in _companions(artifact)))
+            artifact, files=(*artifact.files, *(record_file(p, folder) for p in companions(artifact)))
         )
-        artifact = _checked(artifact, program, model, options, seed)
+        artifact = _checked(artifact, project, target, model, seed)
         write_manifest(artifact)
     return replace(artifact, path=out)
 
@@ -212,9 +315,14 @@ def _plain_preprocessing(spec: TensorSpec) -> Preprocessing:
     return Preprocessing(height, width, ((q.zero_point - low) / 255,) * channels, (std,) * channels)
 
 
-def _parameters(program: Program) -> int:
-    """Values of weights and biases, each shared one once."""
-    return sum(len(c.values) for c in program.constants if c.kind == "weight" or c.name.startswith("bias_"))
+def _parameters(model: Model) -> int:
+    """Values of a file's weights and biases, each shared one once."""
+    found = {}
+    for name in {name for op in model.ops for name in op.inputs if name}:
+        tensor = model.tensors[name]
+        if tensor.data is not None and tensor.scales is not None and tensor.data.size > 1:
+            found[tensor.dtype, tensor.data.tobytes()] = tensor.data.size
+    return sum(found.values())
 
 
 def _versions() -> dict[str, str]:
@@ -224,36 +332,25 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _checked(artifact: Artifact, program: Program, model: Model, options: McuOptions, seed: int) -> Artifact:
+def _checked(artifact: Artifact, project: CProject, target: CTarget, model: Model, seed: int) -> Artifact:
     """Runs random inputs through the C on this machine and through TFLite's integer arithmetic in NumPy.
 
     Adds the report and golden vectors.
 
     Args:
         artifact: All files written.
-        program: What they say.
+        project: What they say.
+        target: What runs them.
         model: The file's graph as read.
-        options: How it was compiled.
         seed: Of the inputs.
     """
     p = artifact.preprocessing
     shape = (_CHECKED_INPUTS, p.height, p.width, p.channels)
     images = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-    with tempfile.TemporaryDirectory() as name:
-        # The runtime knows the usual names only: another prefix is checked on a twin.
-        twin = Path(name)
-        write_project(program, twin, artifact.name, artifact.labels, McuOptions())
-        main = twin / "src" / "model.c"
-        twin_files = (
-            record_file(main, twin),
-            *(record_file(f, twin) for f in twin.rglob("src/*") if f != main),
-        )
-        with open_runtime("mcu", replace(artifact, path=twin, files=twin_files)) as runtime:
-            raw = runtime.logits(images)
-            ran = f"{runtime.name} {runtime.version}"
+    raw, ran = target.run(artifact, project, images)
     inputs = artifact.encode(images).reshape(_CHECKED_INPUTS, *artifact.input.shape[1:])
     # What is rounded once has no other oracle than its own reference.
-    graph = program.model if options.fuse_requantize else normalise(model)
+    graph = project.program.model if project.options.fuse_requantize else normalise(model)
     expected = np.stack([evaluate(graph, x[None]).reshape(-1) for x in inputs]).reshape(raw.shape)
     reference, exported = artifact.output.decode(expected), artifact.output.decode(raw)
     equal = bool((expected == raw).all())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from csr_deploy.errors import ExportError
 from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
 from csr_deploy.exporters.mcu.layout import Layout, View, collapsed, packed_strides
+from csr_deploy.exporters.mcu.packing import SLACK, Packed, pack, padded, scale_mode, with_constant_channels
 from csr_deploy.exporters.mcu.scratch import ConvMode, conv_modes, group_count
 
 Array = NDArray[Any]
@@ -71,7 +72,8 @@ _STRUCT_SIZES = {
     "csr_window": 40, "csr_channel_quant": 16, "csr_conv": 16, "csr_add_quant": 20, "csr_cell": 52,
     "csr_loops": 36, "csr_mul_quant": 12, "csr_affine": 16, "csr_depthwise": 16, "csr_pool": 8,
     "csr_mean": 52, "csr_softmax": 20, "csr_points": 3, "csr_cell_add": 16, "csr_fused_cell": 48,
-    "csr_prelu_quant": 16,
+    "csr_prelu_quant": 16, "csr_packed_conv": 36, "csr_packed_cell": 64,
+    "csr_packed_sum": 16, "csr_packed_affine": 24,
 }  # fmt: skip
 
 
@@ -83,6 +85,7 @@ class Lowering:
         model: What is lowered.
         layout: Where its values lie.
         budget: Step → bytes of scratch memory that cost no arena.
+        packed: Weights are packed for NEON.
         calls: Kernel calls so far.
         constants: By their content.
     """
@@ -90,6 +93,7 @@ class Lowering:
     model: Model
     layout: Layout
     budget: Callable[[int], int] = lambda step: 0
+    packed: bool = False
     calls: list[Call] = field(default_factory=list)
     constants: dict[Any, Constant] = field(default_factory=dict)
     step: int = 0
@@ -246,6 +250,10 @@ class Lowering:
         points: tuple[int, int, int, int],
     ) -> None:
         """Calls of a convolution, one a picture of the batch."""
+        if self.packed:
+            for x, out in self.pictures(source, target):
+                self._packed_convolution(op, x, out, weights, quant, points)
+            return
         fields = self.channel_quant(quant, points)
         for x, out in self.pictures(source, target):
             kernel: tuple[int, int] = op.attrs["kernel"]
@@ -259,6 +267,40 @@ class Lowering:
             )  # fmt: skip
             distance = self.raster_distance(op, x, out, reads_own=False)
             self.call(op, "csr_conv2d_s8", f"&{struct}", x, out, scratch=mode.scratch, distance=distance)
+
+    def packed_weights(self, tensor: Tensor) -> tuple[str, str]:
+        """The names of packed weights and of what is known of their sizes; see `Packed`."""
+        if tensor.data is None:
+            raise ExportError("is not constant", where=f"tensor {tensor.name}")
+        packed: Packed = pack(tensor.data.reshape(_four(tensor.shape)))
+        return (
+            self.array("int8_t", packed.data, "weight", "weights"),
+            self.array("uint8_t", packed.three, "table", "three"),
+        )
+
+    def _packed_convolution(
+        self, op: Op, x: View, out: View, weights: Tensor, quant: Any, points: tuple[int, int, int, int]
+    ) -> None:
+        a = op.attrs
+        assert weights.data is not None
+        bias, multiplier, shift = with_constant_channels(
+            quant.bias, quant.multiplier, quant.shift, weights.data
+        )
+        inside = not any(a["pads"])
+        pointwise = inside and a["kernel"] == a["stride"] == (1, 1)
+        if pointwise and x.is_contiguous and out.is_contiguous and x.shape[1] * x.shape[2] <= _MOST_WIDTH:
+            # One long row has tiles of pixels whatever the picture's width.
+            x, out = (v.reshaped((1, 1, v.shape[1] * v.shape[2], v.shape[3])) for v in (x, out))
+        # Whole vectors are read, which must not reach beyond the last pixel.
+        rows, scratch = (0, 0) if inside and x.shape[3] % SLACK == 0 else surrounded_rows(op, x, out)
+        struct = self.struct(
+            "csr_packed_conv", f"&{self.window(op, x, out)}", *self.packed_weights(weights),
+            self.array("int32_t", padded(bias), "table", "bias"),
+            self.array("int32_t", padded(multiplier), "table", "multiplier"),
+            self.array("int32_t", padded(shift), "table", "shift"),
+            out.shape[3], rows, *points, scale_mode(shift, *points[1:]), hint="conv",
+        )  # fmt: skip
+        self.call(op, "csr_packed_conv_s8", f"&{struct}", x, out, scratch=scratch)
 
     def pick(self, modes: Sequence[ConvMode]) -> ConvMode:
         """The cheapest mode whose scratch memory costs no arena, or the one that takes least."""
@@ -356,6 +398,35 @@ class Lowering:
     def fill(self, op: Op, value: int, target: View) -> None:
         """Sets all elements of a view."""
         self._loops(op, "csr_fill_s8", [target], [str(value)])
+
+
+_MOST_WIDTH = 65535
+_COPIED = 32 * 1024
+"""Bytes of rows that are copied at a time: what the first cache of a small core holds."""
+
+
+def surrounded(op: Op, rows: int, width: int) -> tuple[int, int]:
+    """Height and width of what so many rows of output pixels of a windowed operation read."""
+    (kh, kw), (sh, sw), (dh, dw) = op.attrs["kernel"], op.attrs["stride"], op.attrs["dilation"]
+    return (rows - 1) * sh + (kh - 1) * dh + 1, (width - 1) * sw + (kw - 1) * dw + 1
+
+
+def surrounded_rows(op: Op, x: View, out: View) -> tuple[int, int]:
+    """Output rows whose input is copied at a time, and the bytes of the copy."""
+
+    def size(rows: int) -> int:
+        return math.prod(surrounded(op, rows, out.shape[2])) * x.shape[3] + SLACK
+
+    rows = out.shape[1]
+    while rows > 1 and size(rows) > _COPIED:
+        rows -= 1
+    # The last copy should not be of a few rows.
+    rows = -(-out.shape[1] // -(-out.shape[1] // rows))
+    return rows, size(rows)
+
+
+def _four(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(shape) if len(shape) == 4 else (shape[0], 1, 1, shape[1])
 
 
 def _as_bytes(view: View) -> View:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from csr_deploy.errors import OptionError
+
+Cpu = Literal["cortex-m", "aarch64"]
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,12 @@ class McuOptions:
     Attributes:
         prefix: Of the generated names: `model` gives model.h, model_run, MODEL_ARENA_BYTES.
         fuse_requantize: Round a step of a recurrence once instead of three times: smaller and closer to
-            float, but not the bytes of TFLite Micro.
+            float, but not the bytes of TFLite Micro. Each cpu has its own way (docs/native-kernels.md).
         scratch_share: Share of the arena that scratch memory may add to make convolutions faster; 0 for the
             smallest arena.
         flash: Most bytes of weights, tables and generated code; None for no limit.
         ram: Most bytes of the arena; None for no limit.
+        cpu: What it is for: "cortex-m", or "aarch64", with weights packed for NEON that plain C reads too.
     """
 
     prefix: str = "model"
@@ -27,6 +31,7 @@ class McuOptions:
     scratch_share: float = 0.11
     flash: int | None = None
     ram: int | None = None
+    cpu: Cpu = "cortex-m"
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -39,6 +44,8 @@ class McuOptions:
                 f"the prefix '{self.prefix}' is no C identifier in lower case",
                 fix="Use letters, digits and _.",
             )
+        if self.cpu not in get_args(Cpu):
+            raise OptionError(f"unknown cpu '{self.cpu}'", fix=f"Known: {', '.join(get_args(Cpu))}.")
         if not 0 <= self.scratch_share <= 10:
             raise OptionError(f"the scratch share is {self.scratch_share}", fix="Give a share, 0.11 say.")
         for name in ("flash", "ram"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from csr_deploy.exporters.mcu.arithmetic import activation_range, multiply
 from csr_deploy.exporters.mcu.ir import Model, Op
+from csr_deploy.exporters.mcu.linear import BYTES, find_lines
 from csr_deploy.exporters.mcu.lower import Lowering
 from csr_deploy.exporters.mcu.ops.base import (
     Array,
@@ -62,13 +63,42 @@ def is_affine(attrs: Mapping[str, Any]) -> bool:
     return bool(same and attrs["multiplier"] == 1)
 
 
+def _lower_packed_affine(low: Lowering, op: Op) -> bool:
+    """A gain and a bias a channel as lines, where they are exact; gives whether they are."""
+    x, weights = low.model.of(op.inputs[:2])
+    out = low.model.tensors[op.output]
+    assert weights.data is not None and weights.scales is not None
+    q = _quant_of(op, low.model)
+    gain = weights.data.reshape(-1).astype(np.int64)
+    scaled = multiply(BYTES[:, None] * gain + q.bias, q.multiplier.astype(np.int64), q.shift)
+    wanted = clipped(scaled + out.zero_point, op).astype(np.int64)
+    ratios = gain * weights.scales.astype(np.float64) * (float(x.scale) / float(out.scale))
+    lines = find_lines(wanted, ratios, op.attrs["low"], op.attrs["high"])
+    if lines is None:
+        return False
+    channels = x.shape[-1]
+    narrow = "NULL"
+    if lines.narrow:
+        narrow = low.array("int16_t", lines.factor >> 7, "table", "narrow")
+    struct = low.struct(
+        "csr_packed_affine", narrow, low.array("int32_t", lines.factor, "table", "factor"),
+        low.array("int32_t", lines.bias, "table", "bias"), channels, x.size // channels, lines.right,
+        op.attrs["low"], op.attrs["high"], hint="affine",
+    )  # fmt: skip
+    low.call(op, "csr_packed_affine_s8", f"&{struct}", low.view(x.name), low.view(out.name))
+    return True
+
+
 def _lower(low: Lowering, op: Op) -> None:
     x, weights = low.model.of(op.inputs[:2])
     out = low.model.tensors[op.output]
+    dense = op.attrs["in_place"] and low.view(x.name).is_contiguous and low.view(out.name).is_contiguous
+    if dense and low.packed and _lower_packed_affine(low, op):
+        return
     quant = low.channel_quant(
         _quant_of(op, low.model), (x.zero_point, out.zero_point, op.attrs["low"], op.attrs["high"])
     )
-    if op.attrs["in_place"] and low.view(x.name).is_contiguous and low.view(out.name).is_contiguous:
+    if dense:
         channels = x.shape[-1]
         struct = low.struct(
             "csr_affine", f"&{quant}", low.weights(weights), channels, x.size // channels, hint="affine"

@@ -15,6 +15,7 @@ from csr_deploy.exporters.mcu.arithmetic import (
     round_shift,
 )
 from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
+from csr_deploy.exporters.mcu.linear import BYTES, find_sum
 from csr_deploy.exporters.mcu.lower import Lowering
 from csr_deploy.exporters.mcu.ops.base import Array, Kind, clipped, factor, need_int8, refuse
 
@@ -95,7 +96,29 @@ def add_fields(a: Tensor, b: Tensor, out: Tensor, low: int, high: int) -> list[i
     ]  # fmt: skip
 
 
+def _lower_packed(low: Lowering, op: Op) -> bool:
+    """A sum as one line, where one is exact; gives whether it is."""
+    a, b = low.model.of(op.inputs)
+    out = low.model.tensors[op.output]
+    subtract = op.kind == "SUB"
+    wanted = clipped(add_values(a, b, out, BYTES[:, None], BYTES[None], subtract=subtract), op)
+    sign = -1 if subtract else 1
+    ratios = float(a.scale) / float(out.scale), sign * float(b.scale) / float(out.scale)
+    line = find_sum(wanted.astype(np.int64), ratios, op.attrs["low"], op.attrs["high"])
+    if line is None:
+        return False
+    swapped = low.repeats_first(op)
+    factors = (line.factor_b, line.factor_a) if swapped else (line.factor_a, line.factor_b)
+    struct = low.struct(
+        "csr_packed_sum", *factors, line.bias, line.right, op.attrs["low"], op.attrs["high"], hint="sum"
+    )
+    low.elementwise(op, "csr_packed_sum_s8", f"&{struct}", swapped=swapped)
+    return True
+
+
 def _lower_add(low: Lowering, op: Op) -> None:
+    if low.packed and _lower_packed(low, op):
+        return
     a, b = low.model.of(op.inputs)
     out = low.model.tensors[op.output]
     # The kernels repeat single values of their second operand only.

@@ -1,5 +1,5 @@
-#include "csr_math.h"
 #include "csr_mcu.h"
+#include "csr_neon.h"
 
 #if defined(CSR_MVE)
 
@@ -60,14 +60,71 @@ void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out)
 
 #else
 
+#if defined(CSR_NEON)
+
+/* What eight channels need. */
+typedef struct {
+    int8x8_t gain;
+    int32x4_t bias[2], multiplier[2], left[2], right[2];
+} csr_eight;
+
+CSR_INLINE int32x4_t scaled4(int32x4_t sum, const csr_eight *k, int half)
+{
+    return csr_scaled4(sum, k->multiplier[half], k->left[half], k->right[half]);
+}
+
+/* Whole vectors of channels; gives how many channels that were. */
+static uint32_t eights(const csr_affine *op, const int8_t *in, int8_t *out)
+{
+    const csr_channel_quant *q = op->quant;
+    const ptrdiff_t step = op->channels;
+    const int16x8_t zero = vdupq_n_s16(q->out_zero);
+    const int8x8_t low = vdup_n_s8(q->low), high = vdup_n_s8(q->high);
+    const int16x8_t none = vdupq_n_s16(0);
+    uint32_t c, left;
+    for (c = 0; c + 8 <= op->channels; c += 8) {
+        const int16x8_t shift = vmovl_s8(vld1_s8(q->shift + c));
+        const int16x8_t to_left = vmaxq_s16(shift, none), to_right = vminq_s16(shift, none);
+        const int8_t *from = in + c;
+        int8_t *to = out + c;
+        csr_eight k;
+        k.gain = vld1_s8(op->gain + c);
+        k.bias[0] = vld1q_s32(q->bias + c);
+        k.bias[1] = vld1q_s32(q->bias + c + 4);
+        k.multiplier[0] = vld1q_s32(q->multiplier + c);
+        k.multiplier[1] = vld1q_s32(q->multiplier + c + 4);
+        k.left[0] = vmovl_s16(vget_low_s16(to_left));
+        k.left[1] = vmovl_high_s16(to_left);
+        k.right[0] = vmovl_s16(vget_low_s16(to_right));
+        k.right[1] = vmovl_high_s16(to_right);
+        for (left = op->pixels; left; left--, from += step) {
+            const int16x8_t product = vmull_s8(vld1_s8(from), k.gain);
+            const int32x4_t lo = scaled4(vaddw_s16(k.bias[0], vget_low_s16(product)), &k, 0);
+            const int32x4_t hi = scaled4(vaddw_high_s16(k.bias[1], product), &k, 1);
+            csr_put8(&to, step, csr_bytes8(lo, hi, zero, low, high));
+        }
+    }
+    return c;
+}
+
+#else
+
+static uint32_t eights(const csr_affine *op, const int8_t *in, int8_t *out)
+{
+    (void)op, (void)in, (void)out;
+    return 0;
+}
+
+#endif
+
 /* Channel by channel, so that what a channel needs stays in registers; `in` and `out` may be the same. */
 void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out)
 {
     const csr_channel_quant *q = op->quant;
     const uint32_t channels = op->channels;
     const int32_t zero = q->out_zero, low = q->low, high = q->high;
-    uint32_t c, i;
-    for (c = 0; c < channels; c++, in++, out++) {
+    uint32_t c = eights(op, in, out), i;
+    for (in += c, out += c; c < channels; c++, in++, out++) {
         const csr_requant r = csr_requant_of(q->multiplier[c], q->shift[c]);
         const int32_t gain = op->gain[c], bias = q->bias[c];
         const int8_t *from = in;

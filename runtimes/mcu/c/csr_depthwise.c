@@ -1,5 +1,5 @@
-#include "csr_math.h"
 #include "csr_mcu.h"
+#include "csr_neon.h"
 
 /* A pixel is written before the next one's window is read, channel by channel: the output may lie on the input as
  * far as nothing is read any more. */
@@ -652,6 +652,76 @@ static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, uint32_
             }
             x += w->stride_width;
             from += w->stride_width * w->in_pixel;
+        }
+    }
+}
+
+#elif defined(CSR_NEON)
+
+#define CSR_FAST_CHANNELS 8
+#define CSR_MAX_TAPS 64
+
+/* What eight channels need. */
+typedef struct {
+    int32x4_t multiplier[2], left[2], right[2];
+} csr_eight;
+
+CSR_INLINE int32x4_t scaled4(int32x4_t sum, const csr_eight *k, int half)
+{
+    return csr_scaled4(sum, k->multiplier[half], k->left[half], k->right[half]);
+}
+
+/* Eight channels of a pixel; a tap without a pointer is outside of the picture. */
+CSR_INLINE int8x8_t eight(const csr_depthwise *op, const int8_t *const *taps, uint32_t count, uint32_t c)
+{
+    const csr_channel_quant *q = op->quant;
+    const int16x8_t shift = vmovl_s8(vld1_s8(q->shift + c)), none = vdupq_n_s16(0);
+    const int16x8_t to_left = vmaxq_s16(shift, none), to_right = vminq_s16(shift, none);
+    const int8x8_t outside = vdup_n_s8(q->in_zero);
+    const int8_t *weights = op->weights + c;
+    int32x4_t lo = vld1q_s32(q->bias + c), hi = vld1q_s32(q->bias + c + 4);
+    csr_eight k;
+    uint32_t i;
+    for (i = 0; i < count; i++, weights += op->window->channels) {
+        const int16x8_t product = vmull_s8(taps[i] ? vld1_s8(taps[i] + c) : outside, vld1_s8(weights));
+        lo = vaddw_s16(lo, vget_low_s16(product));
+        hi = vaddw_high_s16(hi, product);
+    }
+    k.multiplier[0] = vld1q_s32(q->multiplier + c);
+    k.multiplier[1] = vld1q_s32(q->multiplier + c + 4);
+    k.left[0] = vmovl_s16(vget_low_s16(to_left));
+    k.left[1] = vmovl_high_s16(to_left);
+    k.right[0] = vmovl_s16(vget_low_s16(to_right));
+    k.right[1] = vmovl_high_s16(to_right);
+    return csr_bytes8(scaled4(lo, &k, 0), scaled4(hi, &k, 1), vdupq_n_s16(q->out_zero), vdup_n_s8(q->low),
+                      vdup_n_s8(q->high));
+}
+
+static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, void *scratch)
+{
+    const csr_window *w = op->window;
+    const uint32_t whole = w->channels & ~UINT32_C(7);
+    const int8_t *taps[CSR_MAX_TAPS];
+    int32_t oy, ox, ky, kx;
+    uint32_t c;
+    (void)scratch;
+    for (oy = 0; oy < w->out_height; oy++) {
+        for (ox = 0; ox < w->out_width; ox++) {
+            const int32_t y0 = oy * w->stride_height - w->pad_top, x0 = ox * w->stride_width - w->pad_left;
+            int8_t *const to = out + oy * w->out_row + ox * w->out_pixel;
+            const int8_t **tap = taps;
+            for (ky = 0; ky < w->kernel_height; ky++) {
+                const int32_t y = y0 + ky * w->dilation_height;
+                for (kx = 0; kx < w->kernel_width; kx++) {
+                    const int32_t x = x0 + kx * w->dilation_width;
+                    const int inside = y >= 0 && y < w->in_height && x >= 0 && x < w->in_width;
+                    *tap++ = inside ? in + y * w->in_row + x * w->in_pixel : NULL;
+                }
+            }
+            for (c = 0; c < whole; c += 8) {
+                vst1_s8(to + c, eight(op, taps, (uint32_t)(tap - taps), c));
+            }
+            plain_pixel(op, in, y0, x0, (int32_t)whole, to);
         }
     }
 }

@@ -90,6 +90,54 @@ typedef struct {
     csr_points h;
 } csr_fused_cell;
 
+/* A convolution over weights that are packed for eight filters at a time (csr_tile.h). Tables are filled up to a
+ * multiple of eight filters. */
+typedef struct {
+    const csr_window *window;
+    const int8_t *weights;
+    const uint8_t *three;                      /* [blocks][kernel_height][chunks] see csr_tile.h */
+    const int32_t *bias, *multiplier, *shift;  /* shift > 0: to the left */
+    uint16_t filters;
+    uint16_t rows; /* output rows whose surroundings are copied at a time; 0: read in place */
+    int8_t in_zero, out_zero, low, high;
+    uint8_t mode; /* what scaling may leave out (csr_tile.h) */
+} csr_packed_conv;
+
+/* A recurrence over packed weights, rounded once a step: h_t = scale(conv(x_t, V) + units(conv(h_{t-1}, U))), where
+ * units(s) = s · 2^unit_shift · unit_multiplier / 2^31 brings sums of U into units of those of V. */
+typedef struct {
+    const csr_window *input, *recurrent;
+    const int8_t *v, *u;
+    const uint8_t *v_three, *u_three;
+    const int32_t *bias;                          /* [bias_rows], the last one for all further steps */
+    const int32_t *u_bias;                        /* [u_bias_rows], from the second step on */
+    const int32_t *unit_multiplier, *unit_shift;  /* NULL: the same units; then `bias` has both */
+    const int32_t *multiplier, *shift;
+    uint16_t filters;
+    uint16_t x_step, h_step;
+    uint8_t steps, bias_rows, u_bias_rows, mode;
+    int8_t x_zero;
+    csr_points h;
+} csr_packed_cell;
+
+/* The sum of two int8 values as clamp((a · factor_a + b · factor_b + bias) / 2^(16 + right)), rounded down: found to
+ * give the integers of csr_add_quant for all pairs (exporters/mcu/linear.py). */
+typedef struct {
+    int32_t factor_a, factor_b, bias;
+    uint8_t right; /* 4 to 6 */
+    int8_t low, high;
+} csr_packed_sum;
+
+/* A gain and a bias a channel as clamp((x · factor + bias) / 2^(16 + right)), rounded down, the same way. */
+typedef struct {
+    const int16_t *narrow; /* [channels] factor / 128; NULL where that is not exact enough */
+    const int32_t *factor, *bias;
+    uint16_t channels;
+    uint32_t pixels;
+    uint8_t right; /* 4 to 6 */
+    int8_t low, high;
+} csr_packed_affine;
+
 /* Three nested loops of an element-wise operation; pitches in bytes, 0 repeats. */
 typedef struct {
     uint16_t rows, pixels;
@@ -152,6 +200,10 @@ typedef struct {
 void csr_conv2d_s8(const csr_conv *op, const int8_t *in, int8_t *out, void *scratch);
 void csr_cell_s8(const csr_cell *op, const int8_t *x, int8_t *h, void *scratch);
 void csr_fused_cell_s8(const csr_fused_cell *op, const int8_t *x, int8_t *h, void *scratch);
+void csr_packed_conv_s8(const csr_packed_conv *op, const int8_t *in, int8_t *out, void *scratch);
+void csr_packed_cell_s8(const csr_packed_cell *op, const int8_t *x, int8_t *h, void *scratch);
+void csr_packed_affine_s8(const csr_packed_affine *op, const int8_t *in, int8_t *out);
+void csr_packed_sum_s8(const csr_loops *loops, const csr_packed_sum *q, const int8_t *a, const int8_t *b, int8_t *out);
 void csr_depthwise_s8(const csr_depthwise *op, const int8_t *in, int8_t *out, void *scratch);
 void csr_affine_s8(const csr_affine *op, const int8_t *in, int8_t *out);
 void csr_add_s8(const csr_loops *loops, const csr_add_quant *q, const int8_t *a, const int8_t *b, int8_t *out);

@@ -1,5 +1,5 @@
-#include "csr_math.h"
 #include "csr_mcu.h"
+#include "csr_neon.h"
 
 /* The part of an output pixel's window that lies in the picture; never empty. */
 typedef struct {
@@ -62,6 +62,15 @@ static void largest(const csr_pool *op, csr_patch p, int8_t *to)
         for (i = 0; i < 4; i++, most >>= 8) {
             to[c + i] = (int8_t)csr_clamp((int8_t)(uint8_t)most, op->low, op->high);
         }
+    }
+#endif
+#if defined(CSR_NEON)
+    for (; c + 16 <= channels; c += 16) {
+        int8x16_t most = vdupq_n_s8(-128);
+        CSR_EACH(p, c) {
+            most = vmaxq_s8(most, vld1q_s8(from));
+        }
+        vst1q_s8(to + c, vminq_s8(vmaxq_s8(most, vdupq_n_s8(op->low)), vdupq_n_s8(op->high)));
     }
 #endif
     for (; c < channels; c++) {

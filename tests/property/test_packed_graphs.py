@@ -1,0 +1,168 @@
+"""Random networks for boards: packed weights in plain C, in NEON with and without SDOT, and in NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flatbuffers", reason="needs flatbuffers")
+
+from csr_deploy.exporters.mcu.compiler import compile_model, evaluate, optimise  # noqa: E402
+from csr_deploy.exporters.mcu.options import McuOptions  # noqa: E402
+from csr_deploy.exporters.mcu.reader import read_tflite  # noqa: E402
+from tests.mcu_graphs import RandomGraph  # noqa: E402
+from tests.mcu_host import HostCompiler  # noqa: E402
+from tests.mcu_tflite import GraphBuilder, Value  # noqa: E402
+
+_CROSS = "aarch64-linux-gnu-gcc"
+MACHINES: dict[str, dict[str, Any]] = {
+    "plain C": {},
+    "NEON": {
+        "compiler": _CROSS,
+        "flags": ("-O2", "-static", "-march=armv8-a"),
+        "runner": ("qemu-aarch64", "-cpu", "cortex-a72"),
+    },
+    "SDOT": {
+        "compiler": _CROSS,
+        "flags": ("-O2", "-static", "-march=armv8.2-a+dotprod"),
+        "runner": ("qemu-aarch64", "-cpu", "max"),
+    },
+}
+
+
+@pytest.fixture(scope="module", params=list(MACHINES))
+def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HostCompiler:
+    return HostCompiler(tmp_path_factory.mktemp("kernels"), **MACHINES[request.param])
+
+
+class _Network:
+    """Convolutions, a recurrence, gains and sums, of shapes that the small random graphs never have."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.graph = GraphBuilder()
+        self.shape = (1, self._int(1, 20), self._int(1, 36), self._int(1, 40))
+
+    def _int(self, low: int, high: int) -> int:
+        return int(self.random.integers(low, high + 1))
+
+    def _weights(self, *shape: int) -> np.ndarray:
+        most = int(self.random.choice([20, 84, 86, 127]))
+        values = self.random.integers(-most, most + 1, shape).astype(np.int8)
+        # What training left without weights has an arbitrary scale.
+        if self._int(0, 2) == 0:
+            values[self._int(0, shape[0] - 1)] = 0
+        return values
+
+    def _scales(self, weights: np.ndarray, axis: int = 0) -> list[float]:
+        others = tuple(i for i in range(weights.ndim) if i != axis)
+        scales = self.random.uniform(0.5, 2.0, weights.shape[axis]) * 0.02 / np.sqrt(weights[0].size)
+        return list(np.where(weights.any(axis=others), scales, 1.0))
+
+    def _bias(self, count: int) -> np.ndarray:
+        return self.random.integers(-3000, 3000, count).astype(np.int32)
+
+    def _conv(self, x: Value) -> Value:
+        kernel = (3, 3) if self._int(0, 1) else (self._int(1, 5), self._int(1, 5))
+        stride = (1, 1) if self._int(0, 2) else (self._int(1, 3), self._int(1, 3))
+        dilation = (1, 1) if self._int(0, 3) else (self._int(1, 2), self._int(1, 2))
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        fits = reach[0] <= x.shape[1] and reach[1] <= x.shape[2]
+        padding = "VALID" if fits and self._int(0, 2) == 0 else "SAME"
+        weights = self._weights(self._int(1, 40), *kernel, x.shape[3])
+        relu = bool(self._int(0, 1))
+        return self.graph.conv2d(
+            x, weights, self._scales(weights), self._bias(len(weights)),
+            (0.03, int(self.random.choice([-128, -100])) if relu else self._int(-30, 30)),
+            stride=stride, dilation=dilation, padding=padding, activation="RELU" if relu else "NONE",
+        )  # fmt: skip
+
+    def _recurrence(self, x: Value) -> Value:
+        steps, filters = self._int(2, 5), self._int(1, 20)
+        group = max(1, x.shape[3] // steps)
+        steps = min(steps, x.shape[3] // group)
+        if steps < 2:
+            return self._conv(x)
+        kernel = int(self.random.choice([1, 3, 3, 3, 5]))
+        back_kernel = int(self.random.choice([1, 3, 3, 3]))
+        stride = (1, 1) if self._int(0, 2) else (2, 2)
+        v, u = (
+            self._weights(filters, kernel, kernel, group),
+            self._weights(filters, back_kernel, back_kernel, filters),
+        )
+        v_scales, u_scales = self._scales(v), self._scales(u)
+        out = (0.03, int(self.random.choice([-128, -90])))
+        if self._int(0, 3) == 0:
+            # Sums of both in the same units.
+            v_scales = [0.002] * filters
+            u_scales = [0.002 * (x.quant or out)[0] / out[0]] * filters
+        states: list[Value] = []
+        for t in range(steps):
+            part = self.graph.slice(x, (0, 0, 0, t * group), (*x.shape[:3], group))
+            term = self.graph.conv2d(
+                part, v, v_scales, self._bias(filters), (0.05, 3) if states else out, stride=stride,
+                activation="NONE" if states else "RELU",
+            )  # fmt: skip
+            if states:
+                back = self.graph.conv2d(states[-1], u, u_scales, self._bias(filters), (0.04, -9))
+                term = self.graph.add(term, back, out, activation="RELU")
+            states.append(term)
+        return self.graph.concat(states, 3)
+
+    def _gain(self, x: Value) -> Value:
+        weights = self.random.integers(-127, 128, (1, 1, 1, x.shape[3])).astype(np.int8)
+        scales = list(self.random.uniform(0.005, 0.03, x.shape[3]))
+        relu = bool(self._int(0, 1))
+        out = (0.04, -128) if relu else (0.05, self._int(-40, 40))
+        return self.graph.depthwise_conv2d(
+            x, weights, scales, self._bias(x.shape[3]), out, activation="RELU" if relu else "NONE"
+        )
+
+    def _sum(self, x: Value) -> Value:
+        other = self._gain(x)
+        return self.graph.add(x, other, (float(self.random.uniform(0.03, 0.09)), self._int(-60, 20)))
+
+    def build(self) -> bytes:
+        x = self.graph.input(self.shape, (0.04, self._int(-128, 20)))
+        for _ in range(self._int(1, 3)):
+            x = self._conv(x)
+        for _ in range(self._int(1, 2)):
+            x = self._recurrence(x)
+        for step in (self._gain, self._sum)[: self._int(0, 2)]:
+            x = step(x)
+        return self.graph.build(x)
+
+
+def _check(machine: HostCompiler, content: bytes, shape: tuple[int, ...], seed: int) -> None:
+    inputs = np.random.default_rng(seed).integers(-128, 128, (2, *shape)).astype(np.int8)
+    model = read_tflite(content, f"seed {seed}")
+    exact = [evaluate(optimise(model), x).reshape(-1) for x in inputs]
+    for once in (False, True):
+        options = McuOptions(cpu="aarch64", fuse_requantize=once)
+        graph = optimise(model, options)
+        expected = [evaluate(graph, x).reshape(-1) for x in inputs] if once else exact
+        got = machine.run(compile_model(graph, options), inputs)
+        assert np.array_equal(got, expected), f"seed {seed}, rounded {'once' if once else 'as in TFLite'}"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_networks(machine: HostCompiler, seed: int) -> None:
+    network = _Network(seed)
+    _check(machine, network.build(), network.shape, seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_graphs(machine: HostCompiler, seed: int) -> None:
+    graph = RandomGraph(seed, 5)
+    _check(machine, graph.content, graph.shape, seed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(1000, 1300))
+def test_many_random_networks(machine: HostCompiler, seed: int) -> None:
+    network = _Network(seed)
+    _check(machine, network.build(), network.shape, seed)
+    graph = RandomGraph(seed, 5)
+    _check(machine, graph.content, graph.shape, seed)
