@@ -1,16 +1,20 @@
-# Everything runs in .venv, which is made once. After that nothing here uses the network.
+# Everything runs in .venv, which is made once. After that nothing here uses the network, but `make bench` once for
+# .venv-peers and for the emulated boards.
 #
 #   make demo       export the Fashion-MNIST networks, verify them, measure CSR-Conv against its backbone
 #   make test       the tests; make test-full: the full matrix as well
 #   make bench-mcu  microcontrollers in QEMU: instructions, RAM and flash of ours and of peers
-#   make bench      CSR networks against their backbones on stock runtimes: instructions on an emulated Raspberry
-#                   Pi 4 and 5, time and memory here; with CIFAR-10 (see CIFAR10 below) accuracy as well
+#   make bench      CSR networks against their backbones, int8 with one thread: instructions on an emulated
+#                   Raspberry Pi 4 and 5, time and memory here, stock converters as the peer (once 2 GB into
+#                   .venv-peers); with CIFAR-10 (see CIFAR10 below) accuracy as well. About an hour; interrupted,
+#                   it goes on where it was. A quick look: make bench ARGS='--networks resnet56-t4 --runtimes litert'
+#   make bench-full the same with float32 and with two threads too: some four hours
 #   make lint       ruff and mypy
-#   make clean      removes what the targets made, except .venv
+#   make clean      removes what the targets made, except .venv and .venv-peers
 #
 # Variables: PYTHON (the interpreter .venv is made with), CIFAR10 (folder or zip file with CIFAR-10; $CSR_DATA
-# or ../shared/data/cifar10.zip by default), OUT (where artifacts go), ARGS (more arguments for pytest), WORKERS
-# (tests at the same time, 2 by default).
+# or ../shared/data/cifar10.zip by default), OUT (where artifacts go), ARGS (more arguments for pytest or a
+# benchmark), WORKERS (tests at the same time, 2 by default).
 
 PYTHON ?= python3
 OUT ?= out
@@ -23,7 +27,7 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .DEFAULT_GOAL := demo
 .DELETE_ON_ERROR:
-.PHONY: bench bench-accuracy bench-mcu clean demo lint test test-full tools venv
+.PHONY: bench bench-accuracy bench-full bench-mcu bench-peers clean demo lint test test-full tools venv
 
 venv: $(INSTALLED)
 
@@ -54,12 +58,13 @@ $(FASHION_MNIST):
 # What tests need: compilers and emulators for microcontroller and board code, an SSH server that stands for a device,
 # a browser that opens the report and the camera demo, a database that workers of a search share. Without them those
 # tests skip and say so.
-TOOL_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang cmake openssh-server openssh-client chromium postgresql
-TOOL_PROGRAMS := arm-none-eabi-gcc qemu-system-arm clang cmake /usr/sbin/sshd ssh chromium pg_createcluster
+TOOL_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user clang cmake openssh-server openssh-client chromium postgresql
+TOOL_PROGRAMS := arm-none-eabi-gcc qemu-system-arm aarch64-linux-gnu-gcc qemu-aarch64 clang cmake /usr/sbin/sshd ssh chromium pg_createcluster
 
 tools:
 	@missing=""; for p in $(TOOL_PROGRAMS); do command -v $$p > /dev/null || missing="$$missing $$p"; done; \
 	[ -f /usr/include/newlib/string.h ] || [ -f /usr/lib/arm-none-eabi/include/string.h ] || missing="$$missing newlib"; \
+	[ -f /usr/aarch64-linux-gnu/include/string.h ] || missing="$$missing libc6-dev-arm64-cross"; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  echo "Installing Debian's $(TOOL_PACKAGES) (missing:$$missing)."; \
@@ -84,12 +89,24 @@ BENCH := $(OUT)/bench
 BENCH_TARGETS := tflite-int8 onnx-int8
 BENCH_NETWORKS := resnet56 resnet56-csr2
 
-# STOCK: the interpreter of an environment with the stock converters (tools/peers/stock_peer.py says which);
-# without it their rows are left out.
-STOCK ?=
+# The stock converters, in an environment of their own: their packages pin others than .venv has.
+PEERS := .venv-peers
+BENCH_LOWERING := $(BIN)/python tools/bench_lowering.py --out $(OUT)/bench-lowering
 
-bench: bench-accuracy
-	$(BIN)/python tools/bench_lowering.py --out $(OUT)/bench-lowering $(if $(STOCK),--stock-python $(STOCK)) $(ARGS)
+bench: bench-accuracy tools
+	@$(MAKE) --no-print-directory bench-peers || echo "No stock converters: their rows will say so."
+	$(BENCH_LOWERING) --numbers int8 $(ARGS)
+
+bench-full: bench
+	$(BENCH_LOWERING) --threads 1 2 $(ARGS)
+
+bench-peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: tools/peers/constraints.txt
+	@echo "Installing the stock converters into $(PEERS): 2 GB, once."
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet -r tools/peers/constraints.txt
+	@touch $@
 
 bench-accuracy: venv
 	@[ -n "$(CIFAR10)" ] || echo "No CIFAR-10, so no accuracy: make bench CIFAR10=<folder or zip file>."
@@ -128,4 +145,4 @@ lint: venv
 
 clean:
 	rm -rf $(OUT) dist build .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -81,7 +81,7 @@ TARGETS: dict[str, Target] = {
             "csr_deploy.exporters.onnx:EXPORTER", "ort", "export", _ONNX, _FLOAT, 32,
         ),
         Target(
-            "onnx-int8", "ONNX with Q/DQ, static int8, per-channel weights",
+            "onnx-int8", "ONNX, static int8: QLinearConv and Q/DQ, per-channel weights",
             "csr_deploy.exporters.onnx:EXPORTER", "ort", "export", _ONNX, _INT8, 8,
         ),
         Target(
@@ -103,6 +103,10 @@ TARGETS: dict[str, Target] = {
         Target(
             "mcu", "C99 for microcontrollers, without a runtime; from .tflite files too",
             "csr_deploy.exporters.mcu.exporter:EXPORTER", "mcu", "export,mcu", _TFLITE, _INT8, 8,
+        ),
+        Target(
+            "native", "C as a shared library for Linux boards, int8; from .tflite files too",
+            "csr_deploy.exporters.native.exporter:EXPORTER", "native", "export", _TFLITE, _INT8, 8,
         ),
         Target(
             "tensorrt-fp32", "TensorRT 10 and 11: strongly typed ONNX, float32",

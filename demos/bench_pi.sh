@@ -8,7 +8,8 @@ usage() {
   cat << 'END'
 Usage: demos/bench_pi.sh DEVICE [CHECKPOINT...]
 
-Exports the networks, prepares the Pi, measures LiteRT and ONNX Runtime on it, and writes a report.
+Exports the networks, prepares the Pi, measures LiteRT, ONNX Runtime and compiled networks (native) on it,
+and writes a report.
 
 DEVICE      ssh://pi@raspberrypi.local  a Pi that `ssh pi@raspberrypi.local` reaches without a password
             pi-emulated:pi4, :pi5       no Pi: instructions, memory and golden outputs in an emulator
@@ -16,8 +17,8 @@ CHECKPOINT  the backbone first [the packaged Fashion-MNIST ResNet-20 and its CSR
 
 Variables:
   DATA     test and calibration images [fashion-mnist]
-  TARGETS  [tflite-fp32 tflite-int8 onnx onnx-int8]
-  THREADS  [1 4; in the emulator 1]
+  TARGETS  [tflite-fp32 tflite-int8 onnx onnx-int8 native]
+  THREADS  [1 4; in the emulator 1]; native has one
   OUT      folder for artifacts and results [out/bench-pi]
   QUICK    1: a first look
   CARRY    1: download the Pi's packages here and carry them, for a Pi without internet
@@ -41,7 +42,7 @@ if [ $# -eq 0 ]; then
 fi
 data=${DATA:-fashion-mnist}
 out=${OUT:-$repository/out/bench-pi}
-read -ra targets <<< "${TARGETS:-tflite-fp32 tflite-int8 onnx onnx-int8}"
+read -ra targets <<< "${TARGETS:-tflite-fp32 tflite-int8 onnx onnx-int8 native}"
 setup=() options=(--device "$device" --data "$data")
 if [[ $device == pi-emulated* ]]; then
   threads=${THREADS:-1}

@@ -13,6 +13,7 @@ from csr_deploy.targets import find_target
 RUNTIMES: dict[str, str] = {
     "litert": "csr_deploy.runtimes.litert:LitertRuntime",
     "mcu": "csr_deploy.runtimes.mcu.runtime:McuRuntime",
+    "native": "csr_deploy.runtimes.native.runtime:NativeRuntime",
     "ort": "csr_deploy.runtimes.ort:OrtRuntime",
     "tflm": "csr_deploy.runtimes.tflm:TflmRuntime",
     "torch": "csr_deploy.runtimes.torch:TorchRuntime",

@@ -270,6 +270,11 @@ class Runtime(abc.ABC):
         return None
 
     @property
+    def stored_file(self) -> Path:
+        """The file that a device keeps to run it: the model file, unless the runtime loads another one."""
+        return self.subject.model_file
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What else a reader must know of how it runs, plain values; once open."""
         return {}

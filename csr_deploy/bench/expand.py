@@ -14,6 +14,7 @@ from csr_deploy.data.builtin import BUILTIN
 from csr_deploy.errors import ArtifactError, DataError, OptionError
 from csr_deploy.runtimes import find_runtime
 from csr_deploy.runtimes.mcu.devices import HOST
+from csr_deploy.runtimes.native.runtime import TARGET as NATIVE
 from csr_deploy.targets import find_target
 
 _CHECKPOINT = "checkpoint"
@@ -348,8 +349,9 @@ def _device_lack(place: _Place, file: str, target: str) -> str | None:
     kind = place.parsed.kind
     if kind == "mcu" and target != _MCU:
         return f"{place.name} runs artifacts of the {_MCU} target only, this is {target}"
-    if kind == "pi-emulated" and (Path(file).suffix not in _PI_SUFFIXES or target in ("tflm",)):
-        return f"an emulated Raspberry Pi runs .onnx and .tflite files, this is {target}"
+    runs_on_pi = target == NATIVE or (Path(file).suffix in _PI_SUFFIXES and target not in ("tflm",))
+    if kind == "pi-emulated" and not runs_on_pi:
+        return f"an emulated Raspberry Pi runs .onnx and .tflite files and native libraries, this is {target}"
     if kind == "ssh" and target == _CHECKPOINT:
         return "a checkpoint needs torch, which is not installed on a device"
     return None

@@ -128,7 +128,7 @@ class Session:
     def check(self) -> dict[str, Any]:
         """Loads the model; answers its sizes, the golden check, what the export found and how it runs."""
         self._opened.enter_context(self._runtime)
-        file_bytes = self._subject.model_file.stat().st_size
+        stored = self._runtime.stored_file
         figures: Mapping[str, int | None]
         if isinstance(self._subject, Artifact):
             self._golden = verify_golden(self._runtime)
@@ -137,14 +137,14 @@ class Session:
         else:
             golden, parity = None, {}
             figures = _checkpoint_figures(self._subject)
+        # The text of a model in C is not what a device stores, its constants are.
+        is_text = stored.suffix == ".c"
         sizes = {
-            "file_bytes": file_bytes,
+            "file_bytes": stored.stat().st_size,
             "arena_bytes": self._runtime.arena,
-            # The text of a model in C is not what a device stores.
-            "compressed_bytes": None
-            if figures.get("constant_bytes") is not None
-            else deflated_bytes(self._subject.model_file),
+            "compressed_bytes": None if is_text else deflated_bytes(stored),
             **figures,
+            "constant_bytes": figures.get("constant_bytes") if is_text else None,
         }
         return {
             "sizes": sizes,

@@ -205,7 +205,9 @@ def count(
     subjects: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SUBJECT…", help="Artifacts, .tflite and .onnx files; the first is the baseline."
+            metavar="SUBJECT…",
+            help="Artifacts, .tflite and .onnx files, native libraries for AArch64; the first of each "
+            "runtime is the baseline.",
         ),
     ],
     board: Annotated[
@@ -213,6 +215,9 @@ def count(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Inferences to take the median of.")] = 5,
+    across: Annotated[
+        bool, typer.Option("--across-runtimes", help="Ratios to the very first model, whatever runs it.")
+    ] = False,
     json_file: _JsonOption = None,
     cache: _CacheOption = None,
 ) -> None:
@@ -237,7 +242,7 @@ def count(
         rows = count_subjects(subjects, boards, threads=threads, runs=runs, root=cache, on_done=show)
     if json_file is not None:
         _write_json(json_file, {"runs": runs, "rows": [_plain(row) for row in rows]})
-    (stderr if json_file == "-" else stdout).print(_table(rows, boards))
+    (stderr if json_file == "-" else stdout).print(_table(rows, boards, across=across))
     failed = [row for row in rows if row.count.error is not None]
     if failed:
         reasons = "\n".join(f"{row.subject} on {row.board}: {row.count.error}" for row in failed)
@@ -312,14 +317,28 @@ def _plain(row: Row) -> dict[str, Any]:
     values = {"subject": row.subject, "board": row.board, "runtime": row.runtime, "threads": row.threads}
     counted = {
         name: getattr(row.count, name) if row.count.error is None else None
-        for name in ("instructions", "busiest_thread", "first", "load", "private_bytes", "mapped_bytes")
+        for name in (
+            "instructions",
+            "busiest_thread",
+            "first",
+            "load",
+            "private_bytes",
+            "mapped_bytes",
+            "kernels",
+        )  # fmt: skip
     }
     golden = None if row.golden is None else asdict(row.golden)
     return {**values, **counted, "golden": golden, "error": row.count.error}
 
 
-def _table(rows: list[Row], boards: list[str]) -> Table:
-    """A row a model, a column a board; ratios are to the first model of the same runtime."""
+def _table(rows: list[Row], boards: list[str], *, across: bool) -> Table:
+    """A row a model, a column a board.
+
+    Args:
+        rows: All of the first board, then all of the second one, ….
+        boards: Their keys.
+        across: Whether ratios are to the first model of all, not of the same runtime.
+    """
     from csr_deploy.bench.emulated_pi import BOARDS
 
     table = Table(title="Instructions of one inference, emulated; latency is not measured")
@@ -335,7 +354,7 @@ def _table(rows: list[Row], boards: list[str]) -> Table:
         cells = []
         for board, row in enumerate(mine):
             column = rows[board * models : (board + 1) * models]
-            first = next((r for r in column if r.runtime == row.runtime), row)
+            first = next((r for r in column if across or r.runtime == row.runtime), row)
             if row.count.error is not None:
                 cells.append("failed")
                 continue

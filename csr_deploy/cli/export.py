@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from csr_deploy.artifact import Artifact, EngineRecord
     from csr_deploy.cli.engines import EngineBuilder
+    from csr_deploy.exporters.mcu.exporter import CTarget
 
 app = new_app()
 
@@ -67,7 +69,11 @@ def _summary(artifact: Artifact, seconds: float) -> dict[str, Any]:
         "relative_error": parity["relative_error"],
         "parity_images": parity["images"],
         "seconds": round(seconds, 2),
-        **{k: artifact.model[k] for k in ("arena_bytes", "float_layers") if k in artifact.model},
+        **{
+            k: artifact.model[k]
+            for k in ("arena_bytes", "float_layers", "libraries", "not_built")
+            if k in artifact.model
+        },
     }
 
 
@@ -89,7 +95,13 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
         )
     stdout.print(table)
     for row in rows:
-        if "arena_bytes" in row:
+        if "libraries" in row:
+            built = ", ".join(f"{key} {made['bytes']:,}" for key, made in row["libraries"].items()) or "none"
+            stdout.print(
+                f"{Path(row['artifact']).name}: bytes of the libraries: {built}; "
+                f"{row['arena_bytes']:,} bytes of arena each instance"
+            )
+        elif "arena_bytes" in row:
             stdout.print(
                 f"{Path(row['artifact']).name}: {row['bytes']:,} bytes of constants in flash, "
                 f"{row['arena_bytes']:,} bytes of arena in RAM"
@@ -121,8 +133,8 @@ def _show_drift(name: str, drift: dict[str, Any]) -> None:
 
 
 _MODEL = typer.Argument(
-    help="Checkpoint: model.pt or .safetensors. For --target mcu also any int8 .tflite file; with --build "
-    "also an artifact that csr-export made.",
+    help="Checkpoint: model.pt or .safetensors. For --target mcu and native also any int8 .tflite file; with "
+    "--build also an artifact that csr-export made.",
     show_default=False,
 )
 _TARGET = typer.Option("--target", "-t", help="Target; may be given several times.", show_default=False)
@@ -176,7 +188,9 @@ _LOWERING = typer.Option(
 )
 _OPTIMIZE_FOR = typer.Option(
     metavar="NAME|FILE",
-    help="Processor that --lowering auto counts costs for: pi4, pi5, or a file of tools/calibrate_costs.py.",
+    help="Processor that --lowering auto counts costs for: pi4, pi5, or a file of tools/calibrate_costs.py. "
+    "Where it is given, onnx-int8 may use types that others are slow with.",
+    show_default="pi5's costs",
 )
 _WEIGHT_BUDGET = typer.Option(
     help="What --lowering auto may store for speed, weights and tables, in parts of the step-wise graph."
@@ -201,7 +215,8 @@ _DRIFT = typer.Option(
     "--drift",
     help="Show the error of every state h_t by where it arises; it is in the manifest in any case.",
 )
-_MCU = "Microcontrollers (--target mcu)"
+_C_TARGETS = ("mcu", "native")
+_MCU = "C (--target mcu, native)"
 _FLASH = typer.Option(
     metavar="SIZE",
     help="Refuse a model whose constants take more, 512K for example.",
@@ -217,8 +232,9 @@ _SCRATCH = typer.Option(
     rich_help_panel=_MCU,
 )
 _FUSE = typer.Option(
-    "--fuse-requantize",
+    "--fuse-requantize/--no-fuse-requantize",
     help="Round a step of a recurrence once: smaller, faster, closer to float, but not TFLite Micro's bytes.",
+    show_default="on for native",
     rich_help_panel=_MCU,
 )
 _PREFIX = typer.Option(
@@ -239,7 +255,7 @@ def export(
     golden: Annotated[str | None, _GOLDEN] = None,
     agreement: Annotated[float | None, _AGREEMENT] = None,
     lowering: Annotated[str, _LOWERING] = "auto",
-    optimize_for: Annotated[str, _OPTIMIZE_FOR] = "pi5",
+    optimize_for: Annotated[str | None, _OPTIMIZE_FOR] = None,
     weight_budget: Annotated[float, _WEIGHT_BUDGET] = 1.3,
     ranges: Annotated[
         str, typer.Option(help="Activation ranges: least-squares or min-max.")
@@ -264,7 +280,7 @@ def export(
     flash: Annotated[str | None, _FLASH] = None,
     ram: Annotated[str | None, _RAM] = None,
     scratch_share: Annotated[float | None, _SCRATCH] = None,
-    fuse_requantize: Annotated[bool, _FUSE] = False,
+    fuse_requantize: Annotated[bool | None, _FUSE] = None,
     prefix: Annotated[str | None, _PREFIX] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     list_targets: Annotated[bool, typer.Option("--list-targets", help="Show every target and exit.")] = False,
@@ -287,11 +303,12 @@ def export(
     profile = _batch_profile(batch_profile, batch) if batch_profile else None
     mcu = {
         "flash": _size(flash), "ram": _size(ram), "scratch_share": scratch_share, "prefix": prefix,
-        "fuse_requantize": fuse_requantize or None,
+        "fuse_requantize": fuse_requantize,
     }  # fmt: skip
     mcu = {k: v for k, v in mcu.items() if v is not None}
-    if mcu and "mcu" not in target:
-        raise typer.BadParameter(f"--{next(iter(mcu)).replace('_', '-')} needs --target mcu")
+    if mcu and not set(target).intersection(_C_TARGETS):
+        option = next(iter(mcu)).replace("_", "-")
+        raise typer.BadParameter(f"--{option} needs --target {' or '.join(_C_TARGETS)}")
     if model.suffix == ".tflite":
         _export_tflite(model, target, out, name, mcu, seed, force=force, as_json=as_json)
         return
@@ -340,30 +357,68 @@ def _export_tflite(
     from csr_deploy.errors import ExportError, MissingDependencyError
     from csr_deploy.targets import find_target
 
-    others = [t for t in target if find_target(t).name != "mcu"]
+    targets = [find_target(t) for t in dict.fromkeys(target)]
+    others = [t.name for t in targets if t.name not in _C_TARGETS]
     if others:
-        raise typer.BadParameter(f"a .tflite file can only become mcu, not {', '.join(others)}")
+        raise typer.BadParameter(
+            f"a .tflite file can only become {' or '.join(_C_TARGETS)}, not {', '.join(others)}"
+        )
     if not model.is_file():
         raise ExportError("is not a file", where=str(model))
-    missing = [p for p in find_target("mcu").missing() if p != "torch"]
-    if missing:
-        raise MissingDependencyError(", ".join(missing), "export,mcu", "The target 'mcu'")
+    for one in targets:
+        missing = [p for p in one.missing() if p != "torch"]
+        if missing:
+            raise MissingDependencyError(", ".join(missing), one.extra, f"The target '{one.name}'")
     from csr_deploy.exporters.mcu.exporter import TfliteSource, export_tflite
-    from csr_deploy.exporters.mcu.options import McuOptions
 
     if name and (Path(name).name != name or name in (".", "..")):
         raise ExportError(f"'{name}' is no file name", where="--name")
     name = name or model.stem
-    start = time.perf_counter()
-    with stderr.status(f"{name} → mcu …"):
-        artifact = export_tflite(
-            TfliteSource(model, name), out / f"{name}-mcu", McuOptions(**mcu), force=force, seed=seed
-        )
-    rows = [_summary(artifact, time.perf_counter() - start)]
+    artifacts, rows = [], []
+    for one in targets:
+        compiled = _c_target(one.name)
+        start = time.perf_counter()
+        with stderr.status(f"{name} → {one.name} …"):
+            artifact = export_tflite(
+                TfliteSource(model, name),
+                out / f"{name}-{one.name}",
+                replace(compiled.options, **mcu),
+                target=compiled,
+                force=force,
+                seed=seed,
+            )
+        artifacts.append(artifact)
+        rows.append(_summary(artifact, time.perf_counter() - start))
+    _warn_of_missing_libraries(artifacts)
     if as_json:
         stdout.print_json(json.dumps(rows))
         return
     _show(rows, out)
+
+
+def _c_target(name: str) -> CTarget:
+    """What a target of the C compiler is."""
+    if name == "native":
+        from csr_deploy.exporters.native.exporter import NATIVE
+
+        return NATIVE
+    from csr_deploy.exporters.mcu.exporter import MCU
+
+    return MCU
+
+
+def _warn_of_missing_libraries(artifacts: list[Artifact]) -> None:
+    """Says which boards will have to compile a native artifact themselves."""
+    from csr_deploy.runtimes.native.platforms import PLATFORMS
+
+    packages = {platform.key: platform.packages for platform in PLATFORMS}
+    for artifact in artifacts:
+        for key in artifact.model.get("not_built", ()):
+            print_warning(
+                f"{artifact.path.name} has no library for {key}, as there is no compiler for it here. A "
+                "board compiles it at the first load, which needs gcc there."
+                + (f" To have it inside: apt-get install {packages[key]}" if packages.get(key) else "")
+            )
 
 
 def _batch_profile(text: str, batch: int) -> tuple[int, int, int]:
@@ -425,8 +480,6 @@ def _export_all(
     golden: str | None, force: bool, as_json: bool, settings: dict[str, Any], mcu: dict[str, Any],
     quantization: dict[str, Any], drift: bool,
 ) -> None:  # fmt: skip
-    from dataclasses import replace
-
     from csr_deploy.cli.common import require
 
     require("torch", "export", "Exporting")
@@ -446,9 +499,9 @@ def _export_all(
         find_exporter(target)
     own: dict[str, Any] = {}
     if mcu:
-        from csr_deploy.exporters.mcu.options import McuOptions
-
-        own["mcu"] = McuOptions(**mcu)
+        for target in targets:
+            if target.name in _C_TARGETS:
+                own[target.name] = replace(_c_target(target.name).options, **mcu)
     options = ExportOptions(
         **settings,
         quantization=QuantizeOptions(**quantization),
@@ -485,6 +538,7 @@ def _export_all(
             )
             rows.append(_summary(artifact, time.perf_counter() - start))
             artifacts.append(artifact)
+    _warn_of_missing_libraries(artifacts)
     engines = _build_engines(builder, artifacts, rows) if builder else []
     if as_json:
         stdout.print_json(json.dumps(rows))

@@ -21,7 +21,7 @@ from csr_deploy.targets import find_target
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-RUNTIMES = ("litert", "ort", "trt")
+RUNTIMES = ("litert", "native", "ort", "trt")
 """Of the targets that the demo runs; the others are for microcontrollers."""
 
 
@@ -64,7 +64,7 @@ class Classifier:
             raise OptionError(
                 f"is for the target '{target.name}', which the demo cannot run",
                 where=str(artifact.path),
-                fix="Export the network as tflite-int8, onnx, tensorrt-fp16 or another of these kinds.",
+                fix="Export the network as tflite-int8, native, onnx, tensorrt-fp16 or one of these kinds.",
             )
         self.artifact = artifact
         self._runtime: Runtime = open_runtime(None, artifact, RuntimeOptions(threads=threads))

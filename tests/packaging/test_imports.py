@@ -67,6 +67,8 @@ def loaded_modules(code: str, *arguments: str) -> set[str]:
         "csr_deploy.demo.pipeline",
         "csr_deploy.demo.server",
         "csr_deploy.runtimes",
+        "csr_deploy.runtimes.native.cache",
+        "csr_deploy.runtimes.native.runtime",
         "csr_deploy.runtimes.trt.engines",
     ],
 )

@@ -99,6 +99,7 @@ def test_every_file_of_the_package(installed: Path, source: Path) -> None:
         "py.typed",
         "exporters/__init__.py",
         "runtimes/__init__.py",
+        "runtimes/native/runtime.py",
         "cli/export.py",
         "cli/bench.py",
         "cli/train.py",

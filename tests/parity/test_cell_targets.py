@@ -127,7 +127,9 @@ def test_other_lowerings(cell: str, lowering: str, tmp_path: Path) -> None:
         assert made.parity["relative_error"] <= 0.08
 
 
-@pytest.mark.parametrize("target_name", ["onnx-int8", "tflite-int8", "tflm", "mcu", "tensorrt-int8"])
+@pytest.mark.parametrize(
+    "target_name", ["onnx-int8", "tflite-int8", "tflm", "mcu", "native", "tensorrt-int8"]
+)
 def test_subtractions_and_gates_that_broadcast(target_name: str, tmp_path: Path) -> None:
     model = settle(Differences(), (1, 3, 28, 28))
     three = Preprocessing(28, 28, (0.3,) * 3, (0.35,) * 3)

@@ -171,7 +171,8 @@ def test_int8_is_the_same_in_every_integer_runtime(
 @pytest.mark.parametrize("name", ["odd", "resnet20-5x3"])
 @pytest.mark.parametrize("lowering", ["stepwise", "time-major", "wide"])
 @pytest.mark.parametrize(
-    "target_name", ["onnx", "onnx-int8", "tflite-fp32", "tflite-int8", "tflm", "mcu", "tensorrt-int8"]
+    "target_name",
+    ["onnx", "onnx-int8", "tflite-fp32", "tflite-int8", "tflm", "mcu", "native", "tensorrt-int8"],
 )
 def test_every_lowering_exports(name: str, lowering: str, target_name: str, tmp_path: Path) -> None:
     network, data, _ = untrained(name)

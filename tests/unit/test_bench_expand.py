@@ -118,7 +118,8 @@ def test_what_cannot_be_is_left_out_and_said(folder: Path) -> None:
         "net-onnx: onnx, 1 thread on pi-emulated:pi4",
     ]
     assert plan.left_out == (
-        "float: an emulated Raspberry Pi runs .onnx and .tflite files, this is checkpoint",
+        "float: an emulated Raspberry Pi runs .onnx and .tflite files and native libraries, "
+        "this is checkpoint",
     )
     over_ssh = expand(PlanRequest(models, devices=("local", "ssh://pi@board")))
     assert over_ssh.left_out == ("float: a checkpoint needs torch, which is not installed on a device",)

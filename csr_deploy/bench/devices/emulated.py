@@ -22,10 +22,10 @@ from csr_deploy.bench.devices.names import PI_EMULATED, DeviceName
 from csr_deploy.bench.emulated_pi import BOARDS, Board, Count, Job, Root, count, find_root
 from csr_deploy.bench.emulated_pi.emulator import RuntimeName
 from csr_deploy.bench.emulated_pi.subjects import (
+    board_model,
     encoded_batches,
     package_version,
     recorded_runtime,
-    runtime_of,
 )
 from csr_deploy.bench.environment import read_state
 from csr_deploy.bench.measure import compare
@@ -151,32 +151,30 @@ class _Work:
                     "is a checkpoint, and there is no torch on the board", fix="Export it first."
                 )
             artifact = read_artifact(subject.path)
-            runtime = runtime_of(artifact.model_file)
+            model, runtime = board_model(artifact)
             if options.runtime not in (None, runtime) or options.kernels not in (None, "optimized"):
                 raise OptionError(
                     f"runs on an emulated board with {runtime}'s optimized kernels only",
                     fix="Leave --runtime and --kernels out.",
                 )
             number = len(self._subjects)
-            jobs = [
-                self._job(f"{number}", artifact, runtime, encoded_batches(artifact, artifact.golden().images))
-            ]
+            golden = encoded_batches(artifact, artifact.golden().images)
+            jobs = [self._job(f"{number}", model, runtime, golden)]
             images = None
             if self._classifies:
                 assert options.data is not None and options.limit is not None
                 dataset = open_dataset(options.data, "test")
                 images = sample(dataset, artifact.preprocessing, options.limit, options.seed)
-                jobs.append(
-                    self._job(f"{number}-images", artifact, runtime, encoded_batches(artifact, images.images))
-                )
+                encoded = encoded_batches(artifact, images.images)
+                jobs.append(self._job(f"{number}-images", model, runtime, encoded))
             self._subjects.append(_Subject(subject.label, artifact, tuple(jobs), images))
         except CsrError as error:
             self._fail(subject.label, "start", error)
 
-    def _job(self, name: str, artifact: Artifact, runtime: RuntimeName, inputs: NDArray[Any]) -> Job:
+    def _job(self, name: str, model: Path, runtime: RuntimeName, inputs: NDArray[Any]) -> Job:
         path = self._folder / f"{name}.npy"
         np.save(path, inputs, allow_pickle=False)
-        return Job(name, artifact.model_file, runtime, self._plan.options.threads, path)
+        return Job(name, model, runtime, self._plan.options.threads, path)
 
     def count(self, options: DeviceOptions, on_progress: Progress) -> None:
         """Runs all jobs in one process of the emulator, and takes the results as they come."""
@@ -252,11 +250,15 @@ class _Work:
             kernels="optimized",
             threads=self._plan.options.threads,
             batch=artifact.input.shape[0],
-            sizes=_sizes(artifact),
+            sizes=_sizes(artifact, subject.jobs[0].model),
             golden=golden,
             memory=memory,
             parity=parity,
-            settings={"count_runs": runs, "emulator": f"QEMU {self._root.emulator_version()}"},
+            settings={
+                "count_runs": runs,
+                "emulator": f"QEMU {self._root.emulator_version()}",
+                **({} if counted.kernels is None else {"architecture": counted.kernels}),
+            },
             instructions=Instructions(
                 self._board.key,
                 counted.instructions,
@@ -304,14 +306,13 @@ class _Work:
         )
 
 
-def _sizes(artifact: Artifact) -> Sizes:
-    file = artifact.model_file
+def _sizes(artifact: Artifact, file: Path) -> Sizes:
     return Sizes(
         file_bytes=file.stat().st_size,
         parameters=_whole(artifact.model.get("parameters")),
         macs=_whole(artifact.model.get("macs")),
         weight_bytes=_whole(artifact.ledger.get("stored_bytes")),
-        arena_bytes=None,
+        arena_bytes=_whole(artifact.model.get("arena_bytes")),
         compressed_bytes=deflated_bytes(file),
     )
 

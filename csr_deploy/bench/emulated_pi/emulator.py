@@ -22,7 +22,7 @@ from csr_deploy.bench.emulated_pi.guest import MOMENTS, Moment
 from csr_deploy.bench.emulated_pi.root import Root, prepare_root
 from csr_deploy.errors import BenchError, OptionError
 
-RuntimeName = Literal["litert", "ort"]
+RuntimeName = Literal["litert", "native", "ort"]
 _GUEST = Path(__file__).with_name("guest.py")
 # The largest networks here take minutes to load; a guest that says nothing for so long hangs.
 _MOST_SILENT_SECONDS = 1800.0
@@ -35,7 +35,7 @@ class Job:
 
     Attributes:
         name: How the result is called.
-        model: The file.
+        model: The file; for "native" the library for AArch64.
         runtime: What runs it.
         threads: The runtime's threads.
         inputs: An .npy file, [n, …] as the model takes them; all are run for their outputs, the first one is
@@ -50,7 +50,9 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.runtime not in get_args(RuntimeName):
-            raise OptionError(f"no runtime '{self.runtime}' on an emulated Pi", fix="Use 'litert' or 'ort'.")
+            raise OptionError(
+                f"no runtime '{self.runtime}' on an emulated Pi", fix="Use 'litert', 'ort' or 'native'."
+            )
         if self.threads < 1:
             raise OptionError(f"threads is {self.threads}", fix="Give at least 1.")
 
@@ -70,6 +72,7 @@ class Count:
         outputs: [n, …] of the first output, for all inputs.
         private_bytes: What loading and the first inference added to the process's own memory.
         mapped_bytes: What they added to the resident pages of files.
+        kernels: Architecture of the kernels that a native library chose there; None for other runtimes.
         error: Why it could not be counted.
     """
 
@@ -81,6 +84,7 @@ class Count:
     outputs: NDArray[Any] | None = None
     private_bytes: int | None = None
     mapped_bytes: int | None = None
+    kernels: str | None = None
     error: str | None = None
 
 
@@ -234,4 +238,5 @@ class _Guest:
             np.load(self._folder / f"{number}.npy", allow_pickle=False),
             int(said["private_bytes"]),
             int(said["mapped_bytes"]),
+            said.get("kernels"),
         )

@@ -37,6 +37,7 @@ _GETPRIORITY = 141
 # Python specialises the code around the inference in the first eight.
 _WARM_UP_RUNS = 9
 _EMPTY_MARKS = 9
+_WARM_UP_READINGS = 4
 _ORT_DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -44,6 +45,7 @@ _ORT_DTYPES = {
     "tensor(uint8)": "uint8",
 }
 _ERRORS_ONLY = 3
+_CACHE_LINE = 64
 _MODULES = ("ai_edge_litert.interpreter", "onnxruntime")
 
 
@@ -70,12 +72,14 @@ class _Model:
         shape: Of the input, batch first.
         dtype: Of the input.
         run: Runs one batch and gives the first output.
+        kernels: What it says of the kernels that it chose for this processor; None if it says nothing.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, run: _Run) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: str, run: _Run, kernels: str | None = None) -> None:
         self.shape = shape
         self.dtype = dtype
         self.run = run
+        self.kernels = kernels
 
 
 def _open_litert(path: str, threads: int) -> _Model:
@@ -118,7 +122,49 @@ def _open_ort(path: str, threads: int) -> _Model:
     return _Model(shape, _ORT_DTYPES[source.type], run)
 
 
-_OPENERS: Mapping[str, Callable[[str, int], _Model]] = {"litert": _open_litert, "ort": _open_ort}
+def _open_native(path: str, threads: int) -> _Model:
+    """A library of the native target, as `csr_deploy.runtimes.native.library` opens it."""
+    if threads != 1:
+        raise ValueError(f"a native library has one thread, {threads} were asked for")
+    library, prefix = ctypes.CDLL(path), Path(path).stem.removeprefix("lib")
+    text, pointer, size = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
+
+    def function(name: str, result: Any, *arguments: Any) -> Any:
+        found = getattr(library, f"{prefix}_{name}")
+        found.restype, found.argtypes = result, arguments
+        return found
+
+    about = json.loads(function("describe", text)())
+    arena = np.zeros(about["arena_bytes"] + _CACHE_LINE, np.uint8)
+    arena = arena[-arena.ctypes.data % _CACHE_LINE :][: about["arena_bytes"]]
+    handle = ctypes.create_string_buffer(function("handle_bytes", size)())
+    status = function("init", ctypes.c_int, pointer, pointer, size)(handle, arena.ctypes.data, len(arena))
+    if status:
+        raise RuntimeError(f"init gave the error {status}")
+
+    def view(name: str) -> NDArray[Any]:
+        shape, dtype = about[name]["shape"], np.dtype(about[name]["dtype"])
+        start = function(name, pointer, pointer)(handle) - arena.ctypes.data
+        values = arena[start : start + int(np.prod(shape)) * dtype.itemsize].view(dtype)
+        return np.reshape(values, shape)
+
+    source, result, infer = view("input"), view("output"), function("run", ctypes.c_int, pointer)
+
+    def run(inputs: NDArray[Any]) -> NDArray[Any]:
+        np.copyto(source, inputs)
+        if status := infer(handle):
+            raise RuntimeError(f"run gave the error {status}")
+        return result.copy()
+
+    kernels = function("kernels", text)().decode()
+    return _Model(tuple(about["input"]["shape"]), about["input"]["dtype"], run, kernels)
+
+
+_OPENERS: Mapping[str, Callable[[str, int], _Model]] = {
+    "litert": _open_litert,
+    "native": _open_native,
+    "ort": _open_ort,
+}
 
 
 def _noise(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -202,12 +248,18 @@ def _count(number: int, mark: Callable[[int], object]) -> dict[str, Any]:
     for _ in range(runs):
         run(inputs)
         mark(steady)
-    return {}
+    return {"kernels": model.kernels}
 
 
 def _measure_memory(number: int) -> dict[str, Any]:
     """Loads one model and runs it once; gives what that added."""
     job = json.loads(Path(f"{number}.json").read_text(encoding="utf-8"))
+    if job["inputs"] is not None:
+        # NumPy's reader imports and allocates at its first use, which is not the model's memory.
+        np.load(job["inputs"], allow_pickle=False)
+    # The first readings take memory themselves: long texts of which the heap keeps some pages.
+    for _ in range(_WARM_UP_READINGS):
+        _memory()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _memory()
@@ -265,7 +317,7 @@ def main() -> None:
     for number in range(count):
         result = _in_child(number, functools.partial(_count, number, mark))
         if "failed" not in result:
-            result = _in_child(number, functools.partial(_measure_memory, number))
+            result |= _in_child(number, functools.partial(_measure_memory, number))
         send(result if "failed" in result else {"done": number, **result})
 
 

@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csr_deploy import __version__
 from csr_deploy.artifact import Artifact, read_artifact
 from csr_deploy.bench.emulated_pi.boards import find_board
 from csr_deploy.bench.emulated_pi.emulator import Count, Job, RuntimeName, count
 from csr_deploy.bench.emulated_pi.root import Root, prepare_root
-from csr_deploy.errors import OptionError, ParityError
+from csr_deploy.errors import OptionError, ParityError, RuntimeUnavailableError
 from csr_deploy.runtimes.base import Runtime
 from csr_deploy.runtimes.golden import GoldenReport, verify_golden
 from csr_deploy.runtimes.litert import LitertRuntime
+from csr_deploy.runtimes.native.platforms import AARCH64
+from csr_deploy.runtimes.native.runtime import TARGET as NATIVE
+from csr_deploy.runtimes.native.runtime import NativeRuntime, carried_library
 from csr_deploy.runtimes.ort import OrtRuntime
 
-_RUNTIMES: Mapping[str, RuntimeName] = {".tflite": "litert", ".onnx": "ort"}
+_RUNTIMES: Mapping[str, RuntimeName] = {".tflite": "litert", ".onnx": "ort", ".so": "native"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,15 @@ class _RecordedOrt(_Recorded, OrtRuntime):
     """Of ONNX Runtime."""
 
 
-_RECORDED: Mapping[RuntimeName, type[_Recorded]] = {"litert": _RecordedLitert, "ort": _RecordedOrt}
+class _RecordedNative(_Recorded, NativeRuntime):
+    """Of a native library."""
+
+
+_RECORDED: Mapping[RuntimeName, type[_Recorded]] = {
+    "litert": _RecordedLitert,
+    "native": _RecordedNative,
+    "ort": _RecordedOrt,
+}
 _PACKAGES: Mapping[RuntimeName, str] = {"litert": "ai-edge-litert", "ort": "onnxruntime"}
 
 
@@ -97,6 +109,8 @@ def recorded_runtime(
 
 def package_version(runtime: RuntimeName, root: Root) -> str:
     """Name and version of a runtime's package on the board."""
+    if runtime == "native":
+        return f"csr-deploy {__version__}"
     package = _PACKAGES[runtime]
     return f"{package} {root.versions.get(package, 'of unknown version')}"
 
@@ -113,7 +127,7 @@ def count_subjects(
     """Counts models on boards.
 
     Args:
-        paths: Artifact directories, .tflite and .onnx files.
+        paths: Artifact directories, .tflite and .onnx files, native libraries for AArch64.
         boards: Keys of `BOARDS`.
         threads: The runtimes' threads.
         runs: See `count`.
@@ -137,8 +151,7 @@ def count_subjects(
         for number, path in enumerate(paths):
             artifact = read_artifact(path) if path.is_dir() else None
             artifacts.append(artifact)
-            model = path if artifact is None else artifact.model_file
-            runtime = runtime_of(model)
+            model, runtime = board_model(path if artifact is None else artifact)
             inputs = None
             if artifact is not None:
                 inputs = Path(folder) / f"{number}.npy"
@@ -167,17 +180,40 @@ def count_subjects(
     return rows
 
 
+def board_model(subject: Artifact | Path) -> tuple[Path, RuntimeName]:
+    """The file that a board loads, and what runs it.
+
+    Args:
+        subject: An artifact, or a file.
+
+    Raises:
+        OptionError: If nothing there runs it.
+        RuntimeUnavailableError: If a native artifact has no library for the board, which cannot compile one.
+    """
+    if isinstance(subject, Artifact) and subject.target == NATIVE:
+        library = carried_library(subject, AARCH64.key)
+        if library is None:
+            raise RuntimeUnavailableError(
+                f"the artifact has no library for {AARCH64.key}, and an emulated Pi cannot compile one",
+                where=str(subject.path),
+                fix=f"Run: apt-get install {AARCH64.packages}, and export it again.",
+            )
+        return library, "native"
+    model = subject.model_file if isinstance(subject, Artifact) else subject
+    return model, runtime_of(model)
+
+
 def runtime_of(model: Path) -> RuntimeName:
-    """What runs a model file on a board.
+    """What runs a model file on a board: a .tflite or .onnx file, or a native library for AArch64.
 
     Raises:
         OptionError: If nothing does.
     """
     if model.suffix not in _RUNTIMES or not model.is_file():
         raise OptionError(
-            "is neither an artifact nor a .tflite or .onnx file",
+            "is neither an artifact nor a .tflite, .onnx or .so file",
             where=str(model),
-            fix="An emulated Pi runs artifacts of the targets onnx… and tflite…, and files of these kinds.",
+            fix="An emulated Pi runs artifacts of the targets onnx…, tflite… and native, and their files.",
         )
     return _RUNTIMES[model.suffix]
 
