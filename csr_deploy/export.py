@@ -106,7 +106,8 @@ class ExportOptions:
     Attributes:
         lowering: Unrolling strategy, or "auto" for the one of least cost.
         weight_budget: Weights and tables that "auto" may store, in parts of the step-wise graph's.
-        optimize_for: Processor whose cost "auto" counts, a name or file of `csr_deploy.unroll.costs`.
+        optimize_for: Processor whose cost "auto" counts and whose kernels the types of numbers suit, a name
+            or file of `csr_deploy.unroll.costs`; None for the default costs and types that are slow nowhere.
         batch: Batch size of the static graph, and of the parity gate.
         batch_profile: (least, usual, most) images a batch of a model whose batch size is free; None for a
             static one. The usual one is `batch`.
@@ -119,7 +120,7 @@ class ExportOptions:
     """
 
     lowering: str = AUTO
-    optimize_for: str = DEFAULT_COSTS
+    optimize_for: str | None = None
     weight_budget: float = WEIGHT_BUDGET
     batch: int = 1
     calibration_images: int = 200
@@ -360,6 +361,7 @@ def export(
                 free_batch=options.batch_profile is not None,
                 labels=network.labels,
                 options=options.target_options.get(target.name),
+                signed_activations=_signed(target, exporter, options),
             )
         )
         check_ledger(written.ledger, _kernels(network.model), network.name, graph.arranged)
@@ -483,10 +485,19 @@ def _lower(
     """The network as a graph that the target can express."""
     lowering, costs = options.lowering, None
     if lowering == AUTO:
-        costs = find_costs(exporter.costs, target.weight_bits, options.optimize_for)
+        costs = find_costs(exporter.costs, target.weight_bits, options.optimize_for or DEFAULT_COSTS)
         lowering = AUTO if costs else exporter.lowering
     shape = network.input_shape(batch)
     return lower(network.model, shape, lowering, exporter.legalise, costs, options.weight_budget)
+
+
+def _signed(target: Target, exporter: Exporter, options: ExportOptions) -> bool:
+    """Whether the kernels on the processor would rather read int8 activations than uint8."""
+    if options.optimize_for is None:
+        # ONNX Runtime's kernels for x86-64 take six times as long with int8, those for arm64 a tenth less.
+        return False
+    costs = find_costs(exporter.costs, target.weight_bits, options.optimize_for)
+    return costs is not None and costs.signed_activations
 
 
 def _option_values(

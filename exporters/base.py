@@ -27,6 +27,7 @@ class WriteRequest:
         free_batch: Leave the batch size open; the graph's is that of the usual batch.
         labels: Class names.
         options: The target's own options, if it has some and they were given.
+        signed_activations: Whether activations are int8 rather than uint8, in formats that have both.
     """
 
     graph: Graph
@@ -37,6 +38,7 @@ class WriteRequest:
     free_batch: bool = False
     labels: tuple[str, ...] = ()
     options: object | None = None
+    signed_activations: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""ONNX: float32, or static int8 with explicit Q/DQ, written straight from the static graph.
+"""ONNX written straight from the static graph: float32, or integers with Q/DQ around real operations.
 
 NCHW throughout; tied weights are one initializer; nothing but the graph is in the file: no stack traces, no
-paths, no external data. Every use of a quantised value has a DequantizeLinear of its own.
+paths, no external data. Every use of a quantised value has a DequantizeLinear of its own. What ONNX Runtime
+runs best in int8 are the writers of `onnx_integer` and `onnx_channels_last`, which extend this one.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class OnnxWriter:
         self.quantized: QuantizedGraph | None = request.quantized
         self.name = request.name
         self.free_batch = request.free_batch
+        self.signed = request.signed_activations
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.values: dict[str, str] = {}
@@ -47,6 +49,7 @@ class OnnxWriter:
         """Values as real numbers that a node of an integer model computed as such."""
         self._in_real = False
         self._stored: dict[str, Stored] = {}
+        self._shorts: dict[tuple[str, object], str] = {}
         self._count = 0
 
     def write(self) -> tuple[bytes, ModelFile]:
@@ -112,10 +115,18 @@ class OnnxWriter:
         return self._initializer(f"i64_{'_'.join(str(v) for v in array.reshape(-1))}", array, "table")
 
     def _scale(self, q: Quantization) -> list[str]:
-        """Scale and zero point of an activation, uint8: ONNX Runtime on x86 fuses nothing else reliably."""
-        zero = q.zero_point - QMIN
-        scale = self._initializer(f"scale_{q.scale!r}", np.asarray(q.scale, np.float32), "table")
-        return [scale, self._initializer(f"zero_point_{zero}", np.asarray(zero, np.uint8), "table")]
+        """Scale and zero point of an activation, int8 or uint8."""
+        zero = np.asarray(self._stored_as(q).zero_point, np.int8 if self.signed else np.uint8)
+        scale = self._initializer(self._short("s", q.scale), np.asarray(q.scale, np.float32), "table")
+        return [scale, self._initializer(f"z:{zero}", zero, "table")]
+
+    def _short(self, prefix: str, key: object) -> str:
+        """A name for a table, as no module has one: thousands of uses would repeat a long one."""
+        return self._shorts.setdefault((prefix, key), f"{prefix}:{len(self._shorts)}")
+
+    def _stored_as(self, q: Quantization) -> Quantization:
+        """What the integers in the file mean."""
+        return q if self.signed else Quantization(q.scale, q.zero_point - QMIN)
 
     def _used(self, name: str) -> None:
         s = self._stored[name]
@@ -155,17 +166,17 @@ class OnnxWriter:
 
     def _vector(self, kind: str, values: NDArray[Any]) -> str:
         """A table by content: the T steps of a recurrence have the same scales."""
-        digest = hashlib.sha256(values.tobytes()).hexdigest()[:12]
-        return self._initializer(f"{kind}_{digest}", values, "table")
+        digest = hashlib.sha256(values.tobytes()).hexdigest()
+        return self._initializer(self._short("v", (kind, digest)), values, "table")
 
     # Values
 
-    def _fresh(self, kind: str) -> str:
+    def _fresh(self) -> str:
         self._count += 1
-        return f"{kind}_{self._count}"
+        return f":{self._count}"
 
     def _node(self, op: str, inputs: list[str], **attrs: Any) -> str:
-        out = self._fresh(op.lower())
+        out = self._fresh()
         self.nodes.append(helper.make_node(op, inputs, [out], **attrs))
         return out
 
@@ -173,7 +184,23 @@ class OnnxWriter:
         """Quantises a value; its uses dequantise it."""
         if self.quantized is not None:
             name = self._node("QuantizeLinear", [name, *self._scale(self.quantized.activations[value])])
-        self.values[value] = name
+        self.values[value] = self._keep(name, value)
+
+    def _keep(self, tensor: str, value: str) -> str:
+        """What an operation gave, as the value lies in memory between operations."""
+        return tensor
+
+    def _take(self, tensor: str, value: str) -> str:
+        """A value as it lies in memory, as the operation at hand reads it."""
+        return tensor
+
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        """The graph's axes in the order in which they lie in memory."""
+        return tuple(range(rank))
+
+    def _arrange(self, value: NDArray[Any]) -> NDArray[Any]:
+        """A constant operand as it lies in memory."""
+        return value.transpose(self._axes(value.ndim))
 
     def finish(self, node: Node, name: str) -> None:
         """Applies the node's activation and quantisation to what was computed."""
@@ -183,7 +210,7 @@ class OnnxWriter:
         elif activation == "relu6":
             name = self._relu6(name)
         if self._in_real:
-            self._reals[node.output] = name
+            self._reals[node.output] = self._keep(name, node.output)
             if self.quantized is None or node.output not in self.quantized.activations:
                 return
         self._quantize_value(node.output, name)
@@ -199,34 +226,39 @@ class OnnxWriter:
     def operand(self, name: str) -> str:
         """A real-valued input: a value, or a constant that stands as an operand of add, sub or mul."""
         if self._in_real and name in self._reals:
-            return self._reals[name]
+            return self._take(self._reals[name], name)
         if self._in_real and name in self.graph.constants:
-            value = self.graph.constants[name].astype(self.real)
+            value = self._arrange(self.graph.constants[name].astype(self.real))
             return self._initializer(f"{name}.real", value, "bias")
-        if name not in self.values:
-            value = self.graph.constants[name].astype(self.real)
-            if self.quantized is not None:
-                q = self.quantized.activations[name]
-                value = Quantization(q.scale, q.zero_point - QMIN).quantize(value, "uint8")
-            self.values[name] = self._initializer(name, value, "bias")
+        tensor = self._take(self._held(name), name)
         if self.quantized is None:
-            return self.values[name]
-        return self._node(
-            "DequantizeLinear", [self.values[name], *self._scale(self.quantized.activations[name])]
-        )
+            return tensor
+        return self._node("DequantizeLinear", [tensor, *self._scale(self.quantized.activations[name])])
+
+    def _held(self, name: str) -> str:
+        """The tensor that holds a value or a constant operand: integers in an integer model."""
+        if name not in self.values:
+            value = self._arrange(self.graph.constants[name].astype(self.real))
+            if self.quantized is not None:
+                q = self._stored_as(self.quantized.activations[name])
+                value = q.quantize(value, "int8" if self.signed else "uint8")
+            self.values[name] = self._initializer(name, value, "bias")
+        return self.values[name]
 
     # Operations
 
     def conv2d(self, node: Node) -> None:
         """Conv."""
-        a = node.attrs
         inputs = [self.operand(node.inputs[0]), self._weight(node, "weight"), *self._bias(node)]
-        out = self._node(
-            "Conv", inputs,
-            kernel_shape=list(self.graph.shape(node.inputs[1])[2:]), strides=list(a["stride"]),
-            pads=list(a["padding"]), dilations=list(a["dilation"]), group=a["groups"],
-        )  # fmt: skip
-        self.finish(node, out)
+        self.finish(node, self._node("Conv", inputs, **self._geometry(node)))
+
+    def _geometry(self, node: Node) -> dict[str, Any]:
+        """Attributes of a convolution, without those that say what ONNX assumes."""
+        a = node.attrs
+        given = {"strides": a["stride"], "pads": a["padding"], "dilations": a["dilation"]}
+        usual = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+        said: dict[str, Any] = {k: list(v) for k, v in given.items() if tuple(v) != usual[k]}
+        return said if a["groups"] == 1 else {**said, "group": a["groups"]}
 
     def affine(self, node: Node) -> None:
         """A per-channel gain and bias as a depth-wise 1×1 Conv."""
@@ -278,26 +310,30 @@ class OnnxWriter:
     def slice(self, node: Node) -> None:
         """Slice along the axes that are cut."""
         a, shape = node.attrs, self.graph.shapes[node.inputs[0]]
-        axes = [
-            i
-            for i, size in enumerate(shape)
-            if (a["starts"][i], a["stops"][i], a["steps"][i]) != (0, size, 1)
+        cut = [
+            (place, axis)
+            for place, axis in enumerate(self._axes(len(shape)))
+            if (a["starts"][axis], a["stops"][axis], a["steps"][axis]) != (0, shape[axis], 1)
         ]
-        tables = [self._table([a[k][i] for i in axes]) for k in ("starts", "stops")]
-        tables += [self._table(axes), self._table([a["steps"][i] for i in axes])]
+        tables = [self._table([a[k][axis] for _, axis in cut]) for k in ("starts", "stops")]
+        tables += [self._table([p for p, _ in cut]), self._table([a["steps"][axis] for _, axis in cut])]
         self.finish(node, self._node("Slice", [self.operand(node.inputs[0]), *tables]))
 
     def pad(self, node: Node) -> None:
         """Pad with zeros."""
-        pads = node.attrs["pads"]
+        pads = [node.attrs["pads"][axis] for axis in self._axes(len(node.attrs["pads"]))]
         table = self._table([p[0] for p in pads] + [p[1] for p in pads])
-        self.finish(node, self._node("Pad", [self.operand(node.inputs[0]), table]))
+        inputs = [self.operand(node.inputs[0]), table, *self._filling(node)]
+        self.finish(node, self._node("Pad", inputs))
+
+    def _filling(self, node: Node) -> list[str]:
+        """What stands for zero, where it is not zero itself."""
+        return []
 
     def concat(self, node: Node) -> None:
         """Concat."""
-        self.finish(
-            node, self._node("Concat", [self.operand(i) for i in node.inputs], axis=node.attrs["axis"])
-        )
+        axis = self._axes(len(self.graph.shapes[node.output])).index(node.attrs["axis"])
+        self.finish(node, self._node("Concat", [self.operand(i) for i in node.inputs], axis=axis))
 
     def reshape(self, node: Node) -> None:
         """Reshape."""
@@ -377,7 +413,14 @@ _EMITTERS: dict[str, str] = {
 
 def write_onnx(request: WriteRequest) -> ModelFile:
     """Writes the model file."""
-    content, described = OnnxWriter(request).write()
+    # Here, as both extend this module.
+    from csr_deploy.exporters.onnx_channels_last import ChannelsLastWriter, pays
+    from csr_deploy.exporters.onnx_integer import IntegerWriter
+
+    writer: type[OnnxWriter] = OnnxWriter
+    if request.quantized is not None:
+        writer = ChannelsLastWriter if pays(request.graph) else IntegerWriter
+    content, described = writer(request).write()
     request.path.write_bytes(content)
     return described
 

@@ -67,6 +67,8 @@ class OrtRuntime(Runtime):
         options.inter_op_num_threads = 1
         options.execution_mode = self._module.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ERRORS_ONLY
+        # As on arm64: elsewhere operations on int8 activations would be left to real numbers.
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
         return options
 
     def _new_session(self, options: Any) -> Any:

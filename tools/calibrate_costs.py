@@ -3,9 +3,10 @@
     python tools/calibrate_costs.py --runtime litert --numbers int8 --processor pi5 --out mine.json
     csr-export model.pt --target tflite-int8 --optimize-for mine.json …
 
-Chains of residual blocks of many widths, backbone and CSR, each lowered in several ways, are exported and
-measured: `pi4` and `pi5` count instructions on the emulated board (exact; see docs/emulated-pi.md), `here`
-takes the median time on this machine, interleaved. Measurements are kept beside --out and are not repeated.
+Chains of residual blocks of many widths, backbone, depth-wise and CSR, each lowered in several ways, and
+chains of one kind of operation (tools/cost_probes.py) are exported and measured: `pi4` and `pi5` count
+instructions on the emulated board (exact; see docs/emulated-pi.md), `here` takes the median time on this
+machine, interleaved. Measurements are kept beside --out and are not repeated.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from cost_probes import Probe, probes
 from torch import Tensor, nn
 
 from csr_deploy.atomic import atomic_write
@@ -49,6 +51,8 @@ SHAPES = (
     (32, 4, 16), (64, 4, 8), (64, 3, 8), (32, 3, 16), (16, 2, 16), (128, 4, 4), (64, 2, 8), (16, 4, 32),
     (48, 3, 8), (24, 2, 16), (128, 5, 8), (256, 5, 4), (96, 3, 8), (40, 5, 8),
 )  # fmt: skip
+# Channels, side of the picture, kernel.
+DEPTHWISE = ((32, 16, 3), (96, 16, 3), (144, 8, 3), (384, 4, 3), (24, 32, 3), (96, 8, 5), (240, 4, 5))
 
 
 class Block(nn.Module):
@@ -72,13 +76,29 @@ class Block(nn.Module):
         return torch.relu(x + self.norm2(self.second(out)))
 
 
-class Chain(nn.Module):
-    """A stem, blocks of one width, pooling and a classifier."""
+class DepthwiseBlock(nn.Module):
+    """A residual block of a depth-wise and a point-wise convolution, as in MobileNets."""
 
-    def __init__(self, channels: int, steps: int, blocks: int) -> None:
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        padding = kernel // 2
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm2(self.pointwise(torch.relu(self.norm1(self.depthwise(x)))))
+        return x + out
+
+
+class Chain(nn.Module):
+    """A stem, blocks of one kind, pooling and a classifier."""
+
+    def __init__(self, channels: int, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 1)
-        self.blocks = nn.Sequential(*[Block(channels, steps) for _ in range(blocks)])
+        self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,47 +116,64 @@ class Sample:
     joint: str | None = None
     pixels: int = 1
     time_major: bool = False
+    folded: int = 1
+    depthwise: int = 0
 
     @property
     def name(self) -> str:
         """Unique."""
         way = "time-major" if self.time_major else f"{'groups' if self.groups else 'whole'}-{self.joint}"
-        return f"c{self.channels}-t{self.steps}-s{self.side}-{way}-x{self.pixels}"
+        name = f"c{self.channels}-t{self.steps}-s{self.side}-{way}-x{self.pixels}"
+        name += f"-f{self.folded}" if self.folded > 1 else ""
+        return name + (f"-d{self.depthwise}" if self.depthwise else "")
+
+    def build(self) -> nn.Module:
+        """The network, of two blocks."""
+        if self.depthwise:
+            return Chain(self.channels, [DepthwiseBlock(self.channels, self.depthwise) for _ in range(2)])
+        return Chain(self.channels, [Block(self.channels, self.steps) for _ in range(2)])
 
     @property
     def strategy(self) -> Lowering:
         """How it is lowered."""
         unroll = unroll_time_major if self.time_major else unroll_stepwise
-        joint, pixels = self.joint, self.pixels
+        joint, pixels, folded = self.joint, self.pixels, self.folded
         return Lowering(
             unroll,
             self.groups,
-            (lambda *_: joint) if joint else None,  # type: ignore[arg-type,return-value]
+            (lambda *_: joint) if joint else None,  # type: ignore[arg-type]
             (lambda *_: pixels) if pixels > 1 else None,
+            folded=(lambda *_: folded) if folded > 1 else None,
         )
 
 
 def samples(most: int, wide: bool) -> list[Sample]:
-    """The backbones, and a seeded draw of CSR networks and lowerings."""
+    """The backbones, depth-wise networks, and a seeded draw of CSR networks and lowerings."""
     drawn = []
     for channels, steps, side in SHAPES:
         for groups in (False, True):
             for joint in (None, "rows", "channels"):
                 for pixels in (1, 2, 4) if wide and groups else (1,):
-                    drawn.append(Sample(channels, steps, side, groups, joint, pixels))
+                    for folded in (1, 4) if wide else (1,):
+                        drawn.append(Sample(channels, steps, side, groups, joint, pixels, folded=folded))
         drawn.append(Sample(channels, steps, side, time_major=True))
     random.Random(0).shuffle(drawn)
-    return [Sample(c, 1, s) for c, _, s in SHAPES] + drawn[:most]
+    plain = list(dict.fromkeys(Sample(c, 1, s) for c, _, s in SHAPES))
+    plain += [Sample(c, 1, s, depthwise=k) for c, s, k in DEPTHWISE]
+    return plain + drawn[:most]
 
 
-def make(sample: Sample, target_name: str, path: Path, seed: int) -> Graph:
+def make(sample: Sample | Probe, target_name: str, path: Path, seed: int, signed: bool = False) -> Graph:
     """Writes the sample's model and returns its graph."""
     target = find_target(target_name)
     exporter = find_exporter(target)
     torch.manual_seed(seed)
-    model = Chain(sample.channels, sample.steps, 2).eval()
     shape = (1, 3, sample.side, sample.side)
-    graph = exporter.legalise(sample.strategy(capture(model, shape)))
+    if isinstance(sample, Probe):
+        lowered = sample.graph(seed)
+    else:
+        lowered = sample.strategy(capture(sample.build().eval(), shape))
+    graph = exporter.legalise(lowered)
     quantized = None
     if target.quantized:
         preprocessing = Preprocessing(sample.side, sample.side, (0.5,) * 3, (0.25,) * 3)
@@ -145,7 +182,8 @@ def make(sample: Sample, target_name: str, path: Path, seed: int) -> Graph:
             graph, [images], preprocessing, QuantizeOptions(bias_correction=False), exporter.scheme
         )
         graph = quantized.graph
-    exporter.write(WriteRequest(graph, quantized, target.weight_bits, path, sample.name))
+    request = WriteRequest(graph, quantized, target.weight_bits, path, sample.name, signed_activations=signed)
+    exporter.write(request)
     return graph
 
 
@@ -187,6 +225,9 @@ def main() -> None:
     parser.add_argument("--runtime", choices=["litert", "ort"], required=True)
     parser.add_argument("--numbers", choices=["int8", "float32"], required=True)
     parser.add_argument("--processor", choices=["pi4", "pi5", "here"], required=True)
+    parser.add_argument(
+        "--signed", action="store_true", help="int8 activations where the format has uint8 as well"
+    )
     parser.add_argument("--name", help="how the model is called; by default runtime, numbers and processor")
     parser.add_argument("--samples", type=int, default=46)
     parser.add_argument("--out", type=Path, required=True)
@@ -194,13 +235,14 @@ def main() -> None:
     target = TARGETS[args.runtime, args.numbers]
     kept = args.out.with_suffix(".measured.json")
     measured: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
-    chosen = samples(args.samples, wide=args.runtime == "litert")
+    channels_last = args.runtime == "litert" or args.numbers == "int8"
+    chosen: list[Sample | Probe] = [*samples(args.samples, channels_last), *probes()]
     graphs = []
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for index, sample in enumerate(chosen):
             path = Path(folder) / f"{index}{'.tflite' if args.runtime == 'litert' else '.onnx'}"
-            graphs.append(make(sample, target, path, index))
+            graphs.append(make(sample, target, path, index, args.signed))
             paths[sample.name] = path
         missing = [s.name for s in chosen if s.name not in measured]
 
@@ -224,7 +266,8 @@ def main() -> None:
                     raise SystemExit(f"{each.name}: {each.error}")
     costs = [measured[s.name] for s in chosen]
     name = args.name or f"{args.runtime} {args.numbers} {args.processor}"
-    model = fit(name, graphs, costs, channels_last=args.runtime == "litert" or args.numbers == "int8")
+    model = fit(name, graphs, costs, channels_last=channels_last)
+    model = replace(model, signed_activations=args.signed)
     with atomic_write(args.out) as temporary:
         temporary.write_text(json.dumps(model.record(), indent=1) + "\n")
     print(json.dumps(model.record(), indent=1))

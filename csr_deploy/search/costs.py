@@ -25,7 +25,6 @@ from csr_deploy.search.objectives import ACCURACY, Objective
 from csr_deploy.search.quiet import Quiet
 from csr_deploy.search.space import Candidate, Space
 from csr_deploy.targets import find_target
-from csr_deploy.unroll.costs import DEFAULT_COSTS
 
 # Ranges of untrained weights decide no cost, so that few images do.
 _CALIBRATION_IMAGES = 32
@@ -121,7 +120,7 @@ class CostMeter:
             self._preprocessing,
         )
         options = ExportOptions(
-            optimize_for=objective.device if objective.device.startswith("pi") else DEFAULT_COSTS,
+            optimize_for=objective.device if objective.device.startswith("pi") else None,
             calibration_images=_CALIBRATION_IMAGES,
             parity_images=_PARITY_IMAGES,
             # Classes of an untrained network are decided by noise; csr-export checks the trained one.

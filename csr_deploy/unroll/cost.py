@@ -26,6 +26,9 @@ _VERSION = 1
 _TILES = ((8, 1), (8, 4), (16, 1), (16, 4), (16, 8), (32, 4))
 """(output channels, input channels) of a kernel's tile that a fit may choose between."""
 
+_GATHERED = 64
+"""Input channels from which ONNX Runtime convolves on arm64 without gathering windows."""
+
 Features = dict[str, float]
 
 _KINDS = {
@@ -56,6 +59,7 @@ class CostModel:
         tile: (output channels, input channels) that a convolution's kernel rounds up to.
         coefficients: Feature → cost of one unit.
         error: Median relative error on the graphs it was fitted to.
+        signed_activations: Whether they were measured with int8 activations where a format has uint8 as well.
     """
 
     name: str
@@ -63,6 +67,7 @@ class CostModel:
     tile: tuple[int, int]
     coefficients: Mapping[str, float]
     error: float = 0.0
+    signed_activations: bool = False
 
     def graph(self, graph: Graph) -> float:
         """Cost of one inference."""
@@ -102,6 +107,7 @@ class CostModel:
             "tile": list(self.tile),
             "coefficients": {k: float(f"{v:.5g}") for k, v in sorted(self.coefficients.items())},
             "error": round(self.error, 4),
+            "signed_activations": self.signed_activations,
         }
 
 
@@ -125,6 +131,8 @@ def read_cost_model(path: Path) -> CostModel:
             (int(nr), int(kr)),
             coefficients,
             float(record["error"]),
+            # Files of before this was a choice have uint8.
+            bool(record.get("signed_activations", False)),
         )
     except OSError as error:
         raise OptionError(f"cannot be read: {error.strerror or error}", where=where, fix=fix) from error
@@ -152,7 +160,7 @@ def node_features(
         return {"conv": 1, "conv.mac": weights * output[0]}
     if op == "affine":
         pixels = elements // output[1]
-        return {"depthwise": 1, "depthwise.tap": pixels * _round(output[1], 8), "depthwise.pixel": pixels}
+        return _depthwise(pixels, output[1], 1)
     if op in ("add", "sub", "mul"):
         return {"elementwise": 1, "elementwise.element": elements}
     if op in ("max_pool2d", "avg_pool2d", "mean_hw"):
@@ -177,8 +185,7 @@ def _convolution(
     pixels, taps = output[0] * output[2] * output[3], height * width
     groups = attrs.get("groups", 1)
     if groups > 1 and inner == 1:
-        channels = _round(output[1], 8)
-        return {"depthwise": 1, "depthwise.tap": pixels * taps * channels, "depthwise.pixel": pixels}
+        return _depthwise(pixels, output[1], taps)
     columns, depth = _round(filters // groups, tile[0]) * groups, _round(inner, tile[1])
     tiles = columns // tile[0]
     return {
@@ -187,6 +194,20 @@ def _convolution(
         "conv.tap": pixels * taps * tiles,
         "conv.tile": pixels * tiles,
         "conv.pixel": pixels,
+        # A kernel that gathers its windows first copies them row by row. ONNX Runtime does so for fewer
+        # than 64 input channels, and lists pointers for more.
+        "conv.row" if inner < _GATHERED else "conv.deep_row": pixels * height if taps > 1 else 0,
+    }
+
+
+def _depthwise(pixels: int, channels: int, taps: int) -> Features:
+    """Of a depth-wise convolution: what an element costs whatever its taps stands apart from them."""
+    elements = pixels * _round(channels, 8)
+    return {
+        "depthwise": 1,
+        "depthwise.pixel": pixels,
+        "depthwise.element": elements,
+        "depthwise.tap": elements * taps,
     }
 
 
@@ -232,7 +253,7 @@ def fit(name: str, graphs: Sequence[Graph], costs: Sequence[float], *, channels_
     target = np.asarray(costs, np.float64)
     for tile in _TILES:
         rows = [_sum(graph, channels_last, tile) for graph in graphs]
-        names = sorted({k for row in rows for k in row})
+        names = sorted({k for row in rows for k in row} - _not_told_apart(rows))
         matrix = np.array([[row.get(k, 0.0) for k in names] for row in rows]) / target[:, None]
         solution = non_negative_least_squares(matrix, np.ones(len(target)))
         residual = np.abs(matrix @ solution - 1)
@@ -242,6 +263,19 @@ def fit(name: str, graphs: Sequence[Graph], costs: Sequence[float], *, channels_
             best = CostModel(name, channels_last, tile, coefficients, float(np.median(residual)))
     assert best is not None
     return best
+
+
+def _not_told_apart(rows: Sequence[Features]) -> set[str]:
+    """Costs an operation that equal sizes in all graphs make the same as costs an element.
+
+    The element keeps the cost: charged to the operation, a small one would cost as much as a large one.
+    """
+    found = set()
+    for name in {k for row in rows for k in row if "." not in k}:
+        ratios = {row.get(f"{name}.element", 0.0) / row[name] for row in rows if row.get(name)}
+        if len(ratios) == 1 and ratios != {0.0}:
+            found.add(name)
+    return found
 
 
 def _sum(graph: Graph, channels_last: bool, tile: tuple[int, int]) -> Features:

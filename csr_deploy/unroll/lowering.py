@@ -33,6 +33,7 @@ from csr_deploy.unroll.passes.fuse_activation import fuse_activation
 from csr_deploy.unroll.passes.keep_groups import keep_groups
 from csr_deploy.unroll.passes.lift_vectors import lift_vectors
 from csr_deploy.unroll.passes.simplify import simplify
+from csr_deploy.unroll.passes.sink_views import sink_views
 from csr_deploy.unroll.passes.unroll import unroll_stepwise, unroll_time_major
 
 Pass = Callable[[Graph], Graph]
@@ -73,7 +74,7 @@ class Lowering:
             chosen += [partial(widening.widen, choose=self.pixels)]
         if self.folded is not None:
             chosen += [partial(folding.fold_pixels, choose=self.folded)]
-        return (*chosen, lift_vectors, simplify)
+        return (*chosen, lift_vectors, simplify, sink_views, simplify)
 
     def __call__(self, graph: Graph) -> Graph:
         """Lowers a captured graph."""
