@@ -1,7 +1,8 @@
 """TFLite flatbuffers with aligned, inline buffers in which nothing is stored twice.
 
 The generated packer writes every table and vector anew. A flatbuffer may refer to one table from many places,
-which is what an unrolled recurrence needs: its T convolutions have equal shapes, options and scales.
+which is what an unrolled recurrence needs: its T convolutions have equal shapes, options and scales, and
+values of one shape and scale that have no names are one table.
 """
 
 from __future__ import annotations
@@ -89,16 +90,21 @@ def _pack_quantization(builder: _Builder, q: schema.QuantizationParametersT) -> 
 
 def _pack_tensor(builder: _Builder, tensor: schema.TensorT) -> int:
     shape = builder.vector(np.asarray(tensor.shape, np.int32))
-    name = builder.text(tensor.name)
+    name = builder.text(tensor.name) if tensor.name else None
     quantization = None if tensor.quantization is None else _pack_quantization(builder, tensor.quantization)
-    schema.TensorStart(builder)
-    schema.TensorAddShape(builder, shape)
-    schema.TensorAddType(builder, tensor.type)
-    schema.TensorAddBuffer(builder, tensor.buffer)
-    schema.TensorAddName(builder, name)
-    if quantization is not None:
-        schema.TensorAddQuantization(builder, quantization)
-    return int(schema.TensorEnd(builder))
+
+    def write() -> int:
+        schema.TensorStart(builder)
+        schema.TensorAddShape(builder, shape)
+        schema.TensorAddType(builder, tensor.type)
+        schema.TensorAddBuffer(builder, tensor.buffer)
+        if name is not None:
+            schema.TensorAddName(builder, name)
+        if quantization is not None:
+            schema.TensorAddQuantization(builder, quantization)
+        return int(schema.TensorEnd(builder))
+
+    return builder.once(("tensor", shape, tensor.type, tensor.buffer, name, quantization), write)
 
 
 def _pack_operator(builder: _Builder, operator: schema.OperatorT) -> int:

@@ -120,7 +120,9 @@ class TfliteWriter:
 
     # Tensors
 
-    def _tensor(self, shape: Shape, dtype: str, name: str, buffer: int, quantization: Any = None) -> int:
+    def _tensor(
+        self, shape: Shape, dtype: str, buffer: int, quantization: Any = None, name: str | None = None
+    ) -> int:
         tensor = schema.TensorT()
         tensor.shape, tensor.type, tensor.buffer = list(shape), _TYPES[dtype], buffer
         tensor.name, tensor.quantization = name, quantization
@@ -128,10 +130,9 @@ class TfliteWriter:
         return len(self.tensors) - 1
 
     def _activation(self, shape: Shape, q: Quantization | None) -> int:
-        name = f"v{len(self.tensors)}"
         if q is None:
-            return self._tensor(shape, "float32", name, _COMPUTED)
-        return self._tensor(shape, "int8", name, _COMPUTED, _per_tensor(q))
+            return self._tensor(shape, "float32", _COMPUTED)
+        return self._tensor(shape, "int8", _COMPUTED, _per_tensor(q))
 
     def _value(self, name: str) -> int:
         """Tensor of a value, or of a constant that stands as an operand of add, sub or mul."""
@@ -175,7 +176,9 @@ class TfliteWriter:
         content = np.ascontiguousarray(value).tobytes()
         buffer = self.buffers.add(content)
         self._stored.setdefault(buffer, (name, value.size, len(content), kind))
-        return self._tensor(value.shape, dtype, name, buffer, quantization)
+        # Only kernels are worth a name in the file: whoever opens it looks for those.
+        shown = name if kind == "weight" else None
+        return self._tensor(value.shape, dtype, buffer, quantization, shown)
 
     def _table(self, values: Any) -> int:
         """A small int32 constant: shapes, axes, pads."""
@@ -211,7 +214,7 @@ class TfliteWriter:
         if not self.half:
             return self._constant(name, value, "float32", kind)
         stored = self._constant(name, value.astype(np.float16), "float16", kind)
-        index = self._tensor(value.shape, "float32", f"{name}.f32", _COMPUTED)
+        index = self._tensor(value.shape, "float32", _COMPUTED)
         self._half_sources[index] = stored
         self._operator(_Op.DEQUANTIZE, [stored], index, None, None, version=3)
         return index
@@ -377,16 +380,14 @@ class TfliteWriter:
             self._operator(_Op.STRIDED_SLICE, [source, *tables], out, kind, options)
 
     def _slice(self, source: int, begin: Shape, size: Shape, out: int) -> None:
-        kind, options = schema.BuiltinOptions.SliceOptions, schema.SliceOptionsT()
-        self._operator(_Op.SLICE, [source, self._table(begin), self._table(size)], out, kind, options)
+        self._operator(_Op.SLICE, [source, self._table(begin), self._table(size)], out, None, None)
 
     def pad(self, node: Node) -> None:
         """PAD with zeros."""
         pads = node.attrs["pads"]
         ordered = [pads[i] for i in _NHWC] if len(pads) == 4 else list(pads)
         inputs = [self._value(node.inputs[0]), self._table(ordered)]
-        kind, options = schema.BuiltinOptions.PadOptions, schema.PadOptionsT()
-        self._operator(_Op.PAD, inputs, self._value(node.output), kind, options)
+        self._operator(_Op.PAD, inputs, self._value(node.output), None, None)
 
     def concat(self, node: Node) -> None:
         """CONCATENATION."""
@@ -428,12 +429,11 @@ class TfliteWriter:
     def _reshape(self, x: int, shape: Shape, out: int) -> None:
         options = schema.ReshapeOptionsT()
         options.newShape = list(shape)
-        kind = schema.BuiltinOptions.ReshapeOptions
-        self._operator(_Op.RESHAPE, [x, self._table(list(shape))], out, kind, options)
+        # A second input with the shape says it again.
+        self._operator(_Op.RESHAPE, [x], out, schema.BuiltinOptions.ReshapeOptions, options)
 
     def _transpose(self, x: int, perm: tuple[int, ...], out: int) -> int:
-        kind, options = schema.BuiltinOptions.TransposeOptions, schema.TransposeOptionsT()
-        return self._operator(_Op.TRANSPOSE, [x, self._table(list(perm))], out, kind, options)
+        return self._operator(_Op.TRANSPOSE, [x, self._table(list(perm))], out, None, None)
 
     def transpose(self, node: Node) -> None:
         """TRANSPOSE."""

@@ -30,6 +30,7 @@ from csr_deploy.quantize.scheme import (
 )
 from csr_deploy.quantize.sensitivity import check_layers, layer_nodes, sensitivity
 from csr_deploy.quantize.simulate import fake_quantize, rounded_constants
+from csr_deploy.quantize.summed_biases import merge_summed_biases
 from csr_deploy.types import Quantization
 from csr_deploy.unroll.evaluate import activate, evaluate_node, linear_part, torch_constants
 from csr_deploy.unroll.graph import Graph, Node
@@ -129,7 +130,7 @@ def _quantize(
     constants = {} if scheme.real_constants else _constant_operands(graph, integer, scheme)
     quantized = QuantizedGraph(graph, {**activations, **constants}, weights, {}, real_nodes)
     biases = _biases(quantized, calibration, options.bias_correction)
-    return replace(quantized, biases=biases)
+    return merge_summed_biases(replace(quantized, biases=biases))
 
 
 def _only_real(graph: Graph, real_nodes: frozenset[str]) -> frozenset[str]:

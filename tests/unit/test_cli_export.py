@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
 from csr_deploy.artifact import read_artifact
@@ -302,3 +303,63 @@ def test_a_zip_of_pictures_calibrates(
             file.write(picture, picture.relative_to(image_folder))
     done = run(checkpoint, "-t", "onnx-int8", "-c", path, "-o", tmp_path / "o", *tiny_options)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def mixed(
+    checkpoint: Path, image_folder: Path, tiny_options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """What csr-export says with --drift and --keep-worst 2, and the artifact."""
+    out = tmp_path_factory.mktemp("mixed")
+    options = ["-t", "tflite-int8", "-c", image_folder, "-o", out, "--drift", "--keep-worst", "2"]
+    done = run(checkpoint, *options, *tiny_options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, out / "tiny-tflite-int8"
+
+
+def test_the_worst_layers_stay_in_float(mixed: tuple[str, Path]) -> None:
+    said, folder = mixed
+    artifact = read_artifact(folder)
+    kept = artifact.model["float_layers"]
+    assert len(set(kept)) == 2
+    assert f"in float: {', '.join(kept)}" in " ".join(said.split())
+    kernels = {
+        t["name"]: t["dtype"] for t in Interpreter(str(artifact.model_file)).get_tensor_details() if t["name"]
+    }
+    for name, dtype in kernels.items():
+        if name not in ("image", "logits"):
+            assert dtype == (np.float32 if name.startswith(tuple(kept)) else np.int8), name
+    assert {np.float32, np.int8} == set(kernels.values())
+    assert artifact.input.dtype == artifact.output.dtype == "int8"
+
+
+def test_layers_to_keep_in_float_must_exist(
+    checkpoint: Path, image_folder: Path, tmp_path: Path, tiny_options: Sequence[str]
+) -> None:
+    command = [checkpoint, "-t", "tflite-int8", "-c", image_folder, "-o", tmp_path / "o", *tiny_options]
+    refused(run(*command, "--float-layers", "conv9"), "no layer 'conv9' with weights")
+    refused(run(*command, "--keep-worst", "-1"), "-1 layers cannot be kept in float", "Give 0 or more")
+    assert leftovers(tmp_path / "o") == []
+
+
+def test_drift_is_shown_for_every_step(mixed: tuple[str, Path]) -> None:
+    said, folder = mixed
+    drift = json.loads((folder / "manifest.json").read_text())["parity"]["drift"]
+    assert drift["layers"]
+    assert f"Drift of h_t in tiny-tflite-int8, {drift['images']} images" in " ".join(said.split())
+    rows = [line for line in said.splitlines() if "│" in line]
+    for layer, steps in drift["layers"].items():
+        assert len(steps["quantization"]) == len(steps["sqnr_db"]) == 2
+        row = next(line for line in rows if layer in line)
+        shown = " ".join("–" if v is None else f"{v:.1%}" for v in steps["quantization"])
+        assert shown in row
+        assert " ".join("–" if v is None else f"{v:.0f}" for v in steps["sqnr_db"]) in row
+
+
+def test_drift_is_shown_when_asked_for_only(checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    done = run(checkpoint, "-t", "tflite-fp32", "-o", tmp_path / "o", "--parity-images", "24")
+    assert done.returncode == 0, done.stderr
+    assert "Drift" not in done.stdout
+    assert (
+        "drift" in json.loads((tmp_path / "o" / "tiny-tflite-fp32" / "manifest.json").read_text())["parity"]
+    )
