@@ -1,12 +1,10 @@
 r"""What stock converters make of a checkpoint.
 
 ONNX comes from torch.onnx and ONNX Runtime's quantizer, .tflite from litert-torch and ai-edge-quantizer.
-They are no dependency of this project; versions that work together, in an environment of their own:
+They are no dependency of this project; `make bench-peers` installs versions that work together, those of
+`constraints.txt` beside this file, in an environment of their own, .venv-peers:
 
-    python -m venv stock-venv
-    stock-venv/bin/pip install torch==2.13.0 litert-torch==0.10.0 ai-edge-quantizer==0.10.0 psutil \
-        ai-edge-litert==2.3.0 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0
-    PYTHONPATH=. stock-venv/bin/python tools/peers/stock_peer.py --checkpoint model.pt \
+    PYTHONPATH=. .venv-peers/bin/python tools/peers/stock_peer.py --checkpoint model.pt \
         --calibration images.npy --out DIR [--formats onnx onnx-int8 tflite tflite-int8 …]
 
 The torch modules come from the source tree (`PYTHONPATH`). The converters get the module as it is, as a user
@@ -73,6 +71,7 @@ PACKAGES = (
 CALIBRATION_IMAGES = 200
 PARITY_IMAGES = 64
 _SECONDS = 1800
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SCHEMA = 1
 
@@ -157,7 +156,7 @@ def _missing(python: str) -> MissingDependencyError:
         "litert-torch",
         "",
         "Comparing with stock converters",
-        fix=f"Run: {python} -m pip install {' '.join(PACKAGES)} psutil",
+        fix=f"Run make bench-peers, or: {python} -m pip install {' '.join(PACKAGES)} psutil",
     )
 
 

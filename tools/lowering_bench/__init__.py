@@ -1,0 +1,1 @@
+"""Parts of tools/bench_lowering.py, the table of CSR networks against their backbones on stock runtimes."""
