@@ -2,6 +2,9 @@
 
 A bias costs 4 bytes a channel, and a tensor with its scales, in every step of every layer. That of the first
 convolution moves into the second, whose sum is the same; what is left without one shares a table of zeros.
+
+Only small ones move, as those of bias correction are: the ranges of both summands were found with the biases
+where they were, and a bias of many steps would leave them.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from numpy.typing import NDArray
 
 from csr_deploy.quantize.scheme import QuantizedGraph
 from csr_deploy.unroll.graph import Graph, Node
+
+# In units of the summands' own quantisation: more would clip what the ranges were chosen to hold.
+_MOST_STEPS = 1.0
 
 
 def merge_summed_biases(quantized: QuantizedGraph) -> QuantizedGraph:
@@ -27,7 +33,11 @@ def merge_summed_biases(quantized: QuantizedGraph) -> QuantizedGraph:
             continue
         if first.output not in biases or second.output not in biases:
             continue
-        total = sum(_real(quantized, biases, node) for node in (first, second))
+        parts = [_real(quantized, biases, node) for node in (first, second)]
+        step = min(_step(quantized, node) for node in (first, second))
+        if np.abs(parts[0]).max(initial=0.0) > _MOST_STEPS * step:
+            continue
+        total = sum(parts)
         kept = np.rint(total / quantized.bias_scales(second).astype(np.float64))
         limits = np.iinfo(np.int32)
         # A channel of tiny weights has a scale to match, in which the other's bias may not fit.
@@ -40,6 +50,11 @@ def merge_summed_biases(quantized: QuantizedGraph) -> QuantizedGraph:
 
 def _real(quantized: QuantizedGraph, biases: dict[str, NDArray[np.int32]], node: Node) -> NDArray[np.float64]:
     return np.asarray(biases[node.output] * quantized.bias_scales(node).astype(np.float64))
+
+
+def _step(quantized: QuantizedGraph, node: Node) -> float:
+    """What the integers of a convolution's output count."""
+    return quantized.activations[node.output].scale if node.output in quantized.activations else 0.0
 
 
 def _summands(graph: Graph) -> list[tuple[Node, Node]]:

@@ -12,6 +12,7 @@ import pytest
 from csr_deploy.artifact import Artifact, read_artifact
 from csr_deploy.data import Preprocessing, open_dataset, sample
 from csr_deploy.export import ExportData, ExportOptions, Network, export, load_export_data
+from csr_deploy.exporters.native.exporter import OPTIONS as NATIVE_OPTIONS
 from csr_deploy.runtimes import RuntimeOptions, open_runtime
 from csr_deploy.runtimes.golden import verify_golden
 from csr_deploy.targets import TARGETS, Target
@@ -147,24 +148,29 @@ def test_int8_is_the_same_in_every_integer_runtime(
     target: Target,
     tmp_path: Path,
 ) -> None:
-    if target.name not in ("tflite-int8", "tflm", "mcu"):
+    if target.name not in ("tflite-int8", "tflm", "mcu", "native"):
         assert artifact.input.dtype == "float32"
         return
     assert (artifact.input.dtype, artifact.output.dtype) == ("int8", "int8")
     network, data, options = subject
     images = data.parity.images[:40]
     flatbuffer = artifact
-    if target.name == "mcu":
+    if target.name in ("mcu", "native"):
         # The graph that C is made from.
         plain = replace(options, lowering="stepwise")
         flatbuffer = export(network, TARGETS["tflite-int8"], data, tmp_path / "flatbuffer", plain)
-        with open_runtime("mcu", artifact) as compiled:
+        if target.name == "native":
+            # By default a step of a recurrence is rounded once there.
+            thrice = replace(NATIVE_OPTIONS, fuse_requantize=False)
+            options = replace(options, target_options={"native": thrice})
+            artifact = export(network, target, data, tmp_path / "thrice", options)
+        with open_runtime(target.name, artifact) as compiled:
             outputs = compiled.logits(images)
     with open_runtime("litert", flatbuffer, RuntimeOptions(kernels="reference")) as reference:
         expected = reference.logits(images)
     with open_runtime("tflm", flatbuffer) as micro:
         assert np.array_equal(micro.logits(images), expected)
-    if target.name == "mcu":
+    if target.name in ("mcu", "native"):
         assert np.array_equal(outputs, expected)
 
 

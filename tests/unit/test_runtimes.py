@@ -63,7 +63,7 @@ def test_every_runtime_of_the_table_exists() -> None:
 def test_a_mistyped_runtime_gets_a_suggestion(colours: Artifact) -> None:
     with pytest.raises(OptionError, match="unknown runtime 'litrt'\nDid you mean litert"):
         open_runtime("litrt", colours)
-    with pytest.raises(OptionError, match="Runtimes: litert, mcu, ort"):
+    with pytest.raises(OptionError, match="Runtimes: litert, mcu, native, ort"):
         open_runtime("zzz", colours)
 
 

@@ -51,7 +51,7 @@ def real_bias(q: QuantizedGraph, output: str) -> np.ndarray:  # type: ignore[typ
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**20), size=st.sampled_from([0, 1, 100, 2**20]))
+@given(seed=st.integers(0, 2**20), size=st.sampled_from([0, 1, 4]))
 def test_the_sum_of_both_stays(seed: int, size: int) -> None:
     before = quantized(sum_of_two(), seed, size)
     after = merge_summed_biases(before)
@@ -66,7 +66,7 @@ def test_wide_filters_are_seen_through() -> None:
     wide = widen(sum_of_two(), lambda *_: 2)
     producers = wide.producers()
     assert producers["a"].op == producers["b"].op == "channels_to_width"
-    after = merge_summed_biases(quantized(wide, 0, 100))
+    after = merge_summed_biases(quantized(wide, 0, 4))
     left = set(after.biases)
     assert producers["b"].inputs[0] in left
     assert producers["a"].inputs[0] not in left
@@ -74,17 +74,22 @@ def test_wide_filters_are_seen_through() -> None:
 
 def test_filters_of_unlike_width_keep_their_biases() -> None:
     one = widen(sum_of_two(), lambda graph, node: 2 if node.output == "a" else 1)
-    q = quantized(one, 0, 100)
+    q = quantized(one, 0, 4)
     assert merge_summed_biases(q).biases.keys() == q.biases.keys()
 
 
 def test_behind_an_activation_it_stays() -> None:
-    q = quantized(sum_of_two("relu"), 0, 100)
+    q = quantized(sum_of_two("relu"), 0, 4)
+    assert merge_summed_biases(q).biases.keys() == q.biases.keys()
+
+
+def test_a_bias_of_many_steps_would_leave_the_ranges() -> None:
+    q = quantized(sum_of_two(), 0, 2**10)
     assert merge_summed_biases(q).biases.keys() == q.biases.keys()
 
 
 def test_what_does_not_fit_stays() -> None:
     graph = sum_of_two()
-    tiny = replace(graph, constants={**graph.constants, "u": graph.constants["u"] * 1e-9})
-    q = quantized(tiny, 0, 2**20)
+    tiny = replace(graph, constants={**graph.constants, "u": graph.constants["u"] * 1e-12})
+    q = quantized(tiny, 0, 4)
     assert merge_summed_biases(q).biases.keys() == q.biases.keys()

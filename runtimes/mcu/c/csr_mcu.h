@@ -121,7 +121,7 @@ typedef struct {
 } csr_packed_cell;
 
 /* The sum of two int8 values as clamp((a · factor_a + b · factor_b + bias) / 2^(16 + right)), rounded down: found to
- * give the integers of csr_add_quant for all pairs (exporters/mcu/linear.py). */
+ * give the integers of csr_add_quant for all pairs. */
 typedef struct {
     int32_t factor_a, factor_b, bias;
     uint8_t right; /* 4 to 6 */
