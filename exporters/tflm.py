@@ -81,28 +81,38 @@ def resolver_methods(names: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(_BY_OPERATION[name.replace("_", "")] for name in names)
 
 
-# Run in a process of its own, because TFLite Micro may end it where its arena is too small.
+# Every size is tried in a process of its own, because TFLite Micro may end it where its arena is too small.
 _PROBE = """
+import os
 import sys
 from tflite_micro import runtime
 
-content, size, step = sys.stdin.buffer.read(), int(sys.argv[1]), int(sys.argv[2])
+content, size, step, most = sys.stdin.buffer.read(), *map(int, sys.argv[1:])
 
 def is_enough(size):
-    try:
-        runtime.Interpreter.from_bytes(content, arena_size=size).invoke()
-    except RuntimeError:
-        return False
-    return True
+    trial = os.fork()
+    if trial == 0:
+        try:
+            runtime.Interpreter.from_bytes(content, arena_size=size).invoke()
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(trial, 0)[1] == 0
 
 low = size - step
 while not is_enough(size):
+    if size > most:
+        sys.exit(f"{size} bytes are not enough")
     low, size = size, size + 2 * (size - low)
 while size - low > step:
     middle = (low + size) // (2 * step) * step
     low, size = (low, middle) if is_enough(middle) else (middle, size)
 print(size)
 """
+
+
+# Planning takes more than what stays in use, but never by this much.
+_MOST_TIMES = 16
 
 
 def least_arena(artifact: Artifact) -> int:
@@ -118,7 +128,7 @@ def least_arena(artifact: Artifact) -> int:
         recorded = runtime.arena or 0
     start = -(-recorded // ALIGNMENT) * ALIGNMENT
     probe = subprocess.run(
-        [sys.executable, "-c", _PROBE, str(start), str(ALIGNMENT)],
+        [sys.executable, "-c", _PROBE, str(start), str(ALIGNMENT), str(_MOST_TIMES * max(start, 4096))],
         input=artifact.model_file.read_bytes(),
         capture_output=True,
         check=False,
