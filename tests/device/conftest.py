@@ -13,7 +13,18 @@ from csr_deploy.bench.devices.identity import code_sha256
 from csr_deploy.bench.devices.names import parse_device_name
 from csr_deploy.bench.devices.prepare import SetupOptions, prepare
 from csr_deploy.bench.devices.wheels import PACKAGE, make_wheel, repack
+from csr_deploy.bench.emulated_pi import Root, prepare_root
+from csr_deploy.errors import RuntimeUnavailableError
 from tests.sshd import Board, demand_sshd
+
+
+@pytest.fixture(scope="session")
+def root() -> Root:
+    """The emulated Raspberry Pi, made where it is missing."""
+    try:
+        return prepare_root()
+    except RuntimeUnavailableError as error:
+        pytest.skip(f"needs the emulated Raspberry Pi: {error}")
 
 
 def needed_packages(extra: str) -> list[str]:

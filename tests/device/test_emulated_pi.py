@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csr_deploy.bench.emulated_pi import BOARDS, Job, Root, count, count_subjects, look_inside, prepare_root
-from csr_deploy.errors import RuntimeUnavailableError
+from csr_deploy.bench.emulated_pi import BOARDS, Job, Root, count, count_subjects, look_inside
 from tests.mcu_tflite import GraphBuilder
 from tests.onnx_artifact import make_artifact
 
@@ -45,14 +44,6 @@ with open_runtime(None, read_artifact(sys.argv[1])) as runtime:
 missing = [name for name in ("torch", "onnx") if name in sys.modules]
 print(report.images, missing, csr_deploy.__file__)
 """
-
-
-@pytest.fixture(scope="module")
-def root() -> Root:
-    try:
-        return prepare_root()
-    except RuntimeUnavailableError as error:
-        pytest.skip(f"needs the emulated Raspberry Pi: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
 
 from csr_deploy.artifact import Artifact
 from csr_deploy.bench.devices import open_device
-from csr_deploy.bench.emulated_pi import BOARDS, Job, Root, count, count_subjects, prepare_root
+from csr_deploy.bench.emulated_pi import BOARDS, Job, Root, count, count_subjects
 from csr_deploy.bench.emulated_pi.install import install
 from csr_deploy.bench.groups import make_group
 from csr_deploy.bench.plan import QUICK, make_plan
@@ -24,14 +24,6 @@ from tests.native import demand_compiler, make_native, without_libraries
 
 ARCHITECTURES = {"pi4": "armv8-a", "pi5": "armv8.2-a+dotprod"}
 WORKER = "from csr_deploy.bench.worker import main; main()"
-
-
-@pytest.fixture(scope="module")
-def root() -> Root:
-    try:
-        return prepare_root()
-    except RuntimeUnavailableError as error:
-        pytest.skip(f"needs the emulated Raspberry Pi: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,14 @@ import pytest
 
 from csr_deploy.artifact import GOLDEN, write_golden
 from csr_deploy.bench.devices import DeviceError, open_device
-from csr_deploy.bench.emulated_pi import BOARDS, Root, prepare_root
+from csr_deploy.bench.emulated_pi import BOARDS, Root
 from csr_deploy.bench.emulated_pi.install import install
 from csr_deploy.bench.groups import make_group
 from csr_deploy.bench.plan import QUICK, make_plan
 from csr_deploy.bench.results import BenchResult
-from csr_deploy.errors import RuntimeUnavailableError
 from tests.onnx_artifact import make_artifact, rewrite
 
 WORKER = "from csr_deploy.bench.worker import main; main()"
-
-
-@pytest.fixture(scope="module")
-def root() -> Root:
-    try:
-        return prepare_root()
-    except RuntimeUnavailableError as error:
-        pytest.skip(f"needs the emulated Raspberry Pi: {error}")
 
 
 def test_instructions_memory_and_golden_outputs(root: Root, tmp_path: Path, image_folder: Path) -> None:

@@ -629,6 +629,18 @@ def in_training(out: Path, pid: int | None = None, url: str | None = None) -> li
     return [t for t in found if pid is None or t.user_attrs["worker"].endswith(f":{pid}")]
 
 
+def killed_in_training(
+    worker: subprocess.Popen[bytes], out: Path, url: str | None = None
+) -> optuna.trial.FrozenTrial:
+    """Kills a worker between two epochs, and gives the trial that it leaves behind."""
+    victim = wait_for(lambda: in_training(out, worker.pid, url))[0]  # type: ignore[index]
+    worker.kill()
+    worker.wait()
+    left = next(t for t in trials_of(out, url) if t.number == victim.number)
+    assert left.state == TrialState.RUNNING, "it was killed in the middle"
+    return left
+
+
 LONG = ["-b", "resnet8", "--steps", "2,3", "-n", "5", "--epochs", "6", "--prune-margin", "100", *FAST]
 
 
@@ -665,13 +677,8 @@ def test_of_two_workers_one_is_killed_in_training(tmp_path: Path, image_folder: 
     with (tmp_path / "log").open("wb") as log:
         workers = [subprocess.Popen(command, stdout=log, stderr=log) for _ in range(2)]
         try:
-            doomed = workers[0]
             wait_for(lambda: out.exists() and trials_of(out))
-            victim = wait_for(lambda: in_training(out, doomed.pid))[0]  # type: ignore[index]
-            doomed.kill()
-            doomed.wait()
-            victim = next(t for t in trials_of(out) if t.number == victim.number)
-            assert victim.state == TrialState.RUNNING, "it was killed in the middle"
+            victim = killed_in_training(workers[0], out)
             assert workers[1].wait(180) == 0, (tmp_path / "log").read_text()
         finally:
             for worker in workers:
@@ -687,12 +694,7 @@ def test_workers_that_share_a_database_server_and_no_disk(tmp_path: Path, image_
         command = [*MODULE, *LONG, "-d", str(image_folder), "--storage", server.url, "-o"]
         workers = [subprocess.Popen([*command, str(out)], stdout=log, stderr=log) for out in outs]
         try:
-            doomed = workers[0]
-            victim = wait_for(lambda: in_training(outs[0], doomed.pid, server.url))[0]  # type: ignore[index]
-            doomed.kill()
-            doomed.wait()
-            victim = next(t for t in trials_of(outs[0], server.url) if t.number == victim.number)
-            assert victim.state == TrialState.RUNNING, "it was killed in the middle"
+            victim = killed_in_training(workers[0], outs[0], server.url)
             assert workers[1].wait(180) == 0, (tmp_path / "log").read_text()
         finally:
             for worker in workers:
