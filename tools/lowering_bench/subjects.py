@@ -51,7 +51,7 @@ class Format:
 
 
 _LITERT = ("exporters/tflite*.py", "exporters/flatbuffer*.py")
-_ORT = ("exporters/onnx.py",)
+_ORT = ("exporters/onnx*.py",)
 _NATIVE = (*_LITERT, "exporters/native/*", "exporters/mcu/**/*.py", "runtimes/mcu/c/*", "runtimes/native/*")
 FORMATS = (
     Format("litert", "int8", "tflite-int8", "ai-edge-litert", _LITERT, "tflite-int8"),
