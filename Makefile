@@ -91,7 +91,7 @@ BENCH_NETWORKS := resnet56 resnet56-csr2
 
 # The stock converters, in an environment of their own: their packages pin others than .venv has.
 PEERS := .venv-peers
-BENCH_LOWERING := $(BIN)/python tools/bench_lowering.py --out $(OUT)/bench-lowering
+BENCH_LOWERING = $(BIN)/python tools/bench_lowering.py --out $(OUT)/bench-lowering $(if $(CIFAR10),--data "$(CIFAR10)")
 
 bench: bench-accuracy tools
 	@$(MAKE) --no-print-directory bench-peers || echo "No stock converters: their rows will say so."

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from csr_deploy.atomic import atomic_write
 from csr_deploy.data.preprocess import Preprocessing
-from csr_deploy.errors import ArtifactError, CsrError
+from csr_deploy.errors import ArtifactError, CsrError, ExportError
 from csr_deploy.types import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -202,6 +202,28 @@ def write_golden(path: Path, golden: Golden) -> None:
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             file.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def check_place(path: Path, *, replace: bool) -> None:
+    """Checks that an artifact may be written to a place.
+
+    Args:
+        path: Its directory.
+        replace: Whether an artifact that is there may be replaced. Nothing else ever is.
+
+    Raises:
+        ExportError: If something is in the way.
+    """
+    if not path.exists():
+        return
+    if not replace:
+        raise ExportError("already exists", where=str(path), fix="Give --force, or another --out.")
+    if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).is_file()):
+        raise ExportError(
+            "exists and is no artifact, and only an artifact is replaced",
+            where=str(path),
+            fix="Move it away, or give another --out.",
+        )
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:

@@ -228,7 +228,9 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise MissingDependencyError("safetensors", "export", "A .safetensors checkpoint") from error
+        raise MissingDependencyError(
+            "safetensors", "export", "A .safetensors checkpoint", cause=error
+        ) from error
     return safetensors.torch
 
 

@@ -78,7 +78,15 @@ class BenchError(CsrError):
 class MissingDependencyError(CsrError):
     """A Python package that an optional feature needs."""
 
-    def __init__(self, package: str, extra: str, purpose: str, *, fix: str | None = None) -> None:
+    def __init__(
+        self,
+        package: str,
+        extra: str,
+        purpose: str,
+        *,
+        fix: str | None = None,
+        cause: ImportError | None = None,
+    ) -> None:
         """Builds the message.
 
         Args:
@@ -86,9 +94,17 @@ class MissingDependencyError(CsrError):
             extra: The extra of csr-deploy that brings it.
             purpose: What it is needed for.
             fix: What to do where installing the extra is not it.
+            cause: What importing it raised: a package may be there and lack a library of the system.
         """
         self.package = package
         self.extra = extra
+        if cause is not None and not isinstance(cause, ModuleNotFoundError):
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+            super().__init__(
+                f"{purpose} needs the package '{package}', which is there but cannot be imported: {reason}",
+                fix="Install what it lacks, or a version of it that is made for this Python and this system.",
+            )
+            return
         super().__init__(
             f"{purpose} needs the package '{package}', which is not installed.",
             fix=fix or f"Run: pip install 'csr-deploy[{extra}]'",

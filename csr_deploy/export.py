@@ -9,6 +9,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,23 +19,32 @@ from numpy.typing import NDArray
 from torch import nn
 
 from csr_deploy import __version__
-from csr_deploy.artifact import GOLDEN, Artifact, Golden, record_file, write_golden, write_manifest
+from csr_deploy.artifact import (
+    GOLDEN,
+    Artifact,
+    Golden,
+    check_place,
+    record_file,
+    write_golden,
+    write_manifest,
+)
 from csr_deploy.atomic import atomic_directory
 from csr_deploy.checkpoint import file_sha256, load_checkpoint
 from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, class_map, open_dataset, sample
 from csr_deploy.data.dataset import ArrayDataset, Split
 from csr_deploy.drift import DRIFT_IMAGES, measure_drift
-from csr_deploy.errors import DataError, ExportError, MissingDependencyError, OptionError
+from csr_deploy.errors import DataError, ExportError, MissingDependencyError, ModelError, OptionError
 from csr_deploy.exporters.base import Exporter, WriteRequest
 from csr_deploy.ledger import check_ledger
 from csr_deploy.models import count_parameters
 from csr_deploy.parity import check_parity, compare
-from csr_deploy.quantize import QuantizedGraph, QuantizeOptions, quantize
+from csr_deploy.quantize import QuantizedGraph, QuantizeOptions
+from csr_deploy.quantize.joining import GOOD_ERROR, lower_and_quantize
 from csr_deploy.runtimes import open_runtime
 from csr_deploy.targets import Target
 from csr_deploy.unroll.costs import DEFAULT_COSTS, find_costs
 from csr_deploy.unroll.graph import Graph
-from csr_deploy.unroll.lowering import AUTO, WEIGHT_BUDGET, Lowered, lower
+from csr_deploy.unroll.lowering import AUTO, WEIGHT_BUDGET, JoinRule, Lowered, lower
 
 LEAST_PARITY_IMAGES = 200
 _GOLDEN_IMAGES = 16
@@ -55,6 +65,9 @@ class Network:
         labels: Class names.
         preprocessing: From a picture to the input.
         source: Where it comes from, plain values for the manifest.
+
+    Raises:
+        ModelError: If the preprocessing fits no picture.
     """
 
     name: str
@@ -62,6 +75,15 @@ class Network:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        p = self.preprocessing
+        if p.channels not in (1, 3) or len(p.std) != p.channels:
+            raise ModelError(
+                f"its preprocessing has {p.channels} means and {len(p.std)} standard deviations",
+                where=self.name,
+                fix="Give one of each for gray pictures, or three for colour.",
+            )
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str]) -> Network:
@@ -106,6 +128,7 @@ class ExportOptions:
     Attributes:
         lowering: Unrolling strategy, or "auto" for the one of least cost.
         weight_budget: Weights and tables that "auto" may store, in parts of the step-wise graph's.
+        join_error: Relative RMS error of int8 logits beyond which "auto" joins fewer steps; inf for never.
         optimize_for: Processor whose cost "auto" counts and whose kernels the types of numbers suit, a name
             or file of `csr_deploy.unroll.costs`; None for the default costs and types that are slow nowhere.
         batch: Batch size of the static graph, and of the parity gate.
@@ -122,6 +145,7 @@ class ExportOptions:
     lowering: str = AUTO
     optimize_for: str | None = None
     weight_budget: float = WEIGHT_BUDGET
+    join_error: float = GOOD_ERROR
     batch: int = 1
     calibration_images: int = 200
     parity_images: int = 256
@@ -139,6 +163,8 @@ class ExportOptions:
                     f"the batch profile {least}:{usual}:{most} makes no sense for batches of {self.batch}",
                     fix="Give the least, the usual and the greatest number of images, as in 1:8:32.",
                 )
+        if self.seed < 0:
+            raise OptionError(f"the seed is {self.seed}", fix="Give 0 or more.")
         if self.batch < 1:
             raise OptionError(f"the batch size is {self.batch}", fix="Give at least 1.")
         if self.calibration_images < 1 or self.parity_images < 1:
@@ -147,6 +173,10 @@ class ExportOptions:
             raise OptionError(
                 f"the weight budget is {self.weight_budget:g}",
                 fix="Give 1 for no more than the step-wise graph stores, or more for speed.",
+            )
+        if not self.join_error >= 0:
+            raise OptionError(
+                f"the join error is {self.join_error:g}", fix="Give 0 or more, inf for no limit."
             )
         if self.agreement is not None and not 0 <= self.agreement <= 1:
             raise OptionError(f"the agreement threshold is {self.agreement}", fix="Give a share from 0 to 1.")
@@ -291,12 +321,20 @@ def find_exporter(target: Target) -> Exporter:
     """Imports a target's exporter.
 
     Raises:
-        MissingDependencyError: If a package it needs is not installed.
+        MissingDependencyError: If a package it needs is not installed, or does not load.
     """
+    purpose = f"The target '{target.name}'"
     if missing := target.missing():
-        raise MissingDependencyError(", ".join(missing), target.extra, f"The target '{target.name}'")
+        raise MissingDependencyError(", ".join(missing), target.extra, purpose)
     module, _, attribute = target.exporter.partition(":")
-    exporter: Exporter = getattr(importlib.import_module(module), attribute)
+    try:
+        exporter: Exporter = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package and package not in target.packages:
+            raise
+        named = target.packages.get(package) or ", ".join(target.packages.values())
+        raise MissingDependencyError(named, target.extra, purpose, cause=error) from error
     return exporter
 
 
@@ -326,6 +364,7 @@ def export(
 
     Raises:
         ExportError: If the target cannot express the network, or `out` exists or cannot be written.
+        ModelError: If the network's outputs are not one finite logit a class.
         ParityError: If the exported model does not compute what the checkpoint computes.
         LedgerError: If tied weights were duplicated.
     """
@@ -334,20 +373,35 @@ def export(
     if target.quantized and data.calibration is None:
         raise OptionError(f"the target '{target.name}' needs calibration data", fix="Give --calibration.")
     say = on_stage or (lambda stage: None)
+    check_place(out, replace=force)
     with atomic_directory(out, replace=force) as folder:
         say("unroll")
         lowered = _lower(network, target, exporter, options, options.batch)
-        graph = lowered.graph
-        if options.batch_profile is not None:
-            twice = _lower(network, target, exporter, options, 2 * options.batch)
-            _check_free_batch(graph, twice.graph, target, exporter)
-        quantized = None
+        _check_output(network, lowered.graph, options.batch)
+        reference = network.logits(data.parity.images)
+        if not np.isfinite(reference).all():
+            raise ModelError(
+                "on the parity images the network itself gives logits that are infinite or not a number",
+                where=network.name,
+                fix="Look for values that grow from layer to layer: nothing that is exported can be better.",
+            )
+        quantized, may_join = None, None
         if target.quantized and data.calibration is not None:
             say("quantise")
             normalized = torch.from_numpy(network.preprocessing.normalize(data.calibration.images))
-            batches = list(torch.split(normalized, _BATCH))
-            quantized = quantize(graph, batches, network.preprocessing, options.quantization, exporter.scheme)
-            graph = quantized.graph
+            lowered, quantized, may_join = lower_and_quantize(
+                lowered,
+                partial(_lower, network, target, exporter, options, options.batch),
+                list(torch.split(normalized, _BATCH)),
+                network.preprocessing,
+                options.quantization,
+                exporter.scheme,
+                options.join_error,
+            )
+        if options.batch_profile is not None:
+            twice = _lower(network, target, exporter, options, 2 * options.batch, may_join)
+            _check_free_batch(lowered.graph, twice.graph, target, exporter)
+        graph = lowered.graph if quantized is None else quantized.graph
         say("write")
         path = folder / (exporter.file or f"{network.name}{exporter.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -385,7 +439,7 @@ def export(
         files = (*artifact.files, *(record_file(p, folder) for p in companions))
         artifact = replace(artifact, files=files)
         say("verify")
-        artifact = _verify(network, target, data, options, artifact)
+        artifact = _verify(network, target, data, options, artifact, reference)
         few = torch.from_numpy(network.preprocessing.normalize(data.parity.images[:DRIFT_IMAGES]))
         drift = measure_drift(network.model, graph, quantized, few, target.weight_bits)
         if drift.layers:
@@ -422,12 +476,41 @@ def _check_free_batch(graph: Graph, twice: Graph, target: Target, exporter: Expo
             )
 
 
+def _check_output(network: Network, graph: Graph, batch: int) -> None:
+    """Demands one logit a class of every image.
+
+    Raises:
+        ModelError: If the network gives something else.
+    """
+    shape, wanted = graph.shape(graph.output), (batch, len(network.labels))
+    if shape != wanted:
+        raise ModelError(
+            f"the network gives {list(shape)} where {list(wanted)} is wanted: one logit for each of its "
+            f"{len(network.labels)} labels",
+            where=network.name,
+            fix="Give as many labels as there are classes, and [N, classes] as the output.",
+        )
+
+
 def _verify(
-    network: Network, target: Target, data: ExportData, options: ExportOptions, artifact: Artifact
+    network: Network,
+    target: Target,
+    data: ExportData,
+    options: ExportOptions,
+    artifact: Artifact,
+    reference: NDArray[np.float32],
 ) -> Artifact:
-    """Runs the parity gate and adds its report and the golden vectors."""
+    """Runs the parity gate and adds its report and the golden vectors.
+
+    Args:
+        network: What was exported.
+        target: Where to.
+        data: Parity and golden images.
+        options: With the threshold.
+        artifact: All files written.
+        reference: Float logits of the parity images.
+    """
     images = data.parity.images
-    reference = network.logits(images)
     with open_runtime(target.verifier, artifact) as runtime:
         raw = runtime.logits(images)
         ran = f"{runtime.name} {runtime.version}"
@@ -480,7 +563,12 @@ def _mixed(quantized: QuantizedGraph | None) -> dict[str, Any]:
 
 
 def _lower(
-    network: Network, target: Target, exporter: Exporter, options: ExportOptions, batch: int
+    network: Network,
+    target: Target,
+    exporter: Exporter,
+    options: ExportOptions,
+    batch: int,
+    may_join: JoinRule | None = None,
 ) -> Lowered:
     """The network as a graph that the target can express."""
     lowering, costs = options.lowering, None
@@ -488,7 +576,7 @@ def _lower(
         costs = find_costs(exporter.costs, target.weight_bits, options.optimize_for or DEFAULT_COSTS)
         lowering = AUTO if costs else exporter.lowering
     shape = network.input_shape(batch)
-    return lower(network.model, shape, lowering, exporter.legalise, costs, options.weight_budget)
+    return lower(network.model, shape, lowering, exporter.legalise, costs, options.weight_budget, may_join)
 
 
 def _signed(target: Target, exporter: Exporter, options: ExportOptions) -> bool:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from csr_deploy.errors import ParityError
 from csr_deploy.targets import Tolerance
 from csr_deploy.types import ParityReport
+
+
+def decisions(logits: NDArray[Any]) -> NDArray[np.int64]:
+    """The class of each image, [N, classes] → [N]: the greatest logit; the sign where there is only one.
+
+    With one logit the greatest one would be the same whatever a network computes.
+    """
+    chosen = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(np.int64)
+    return np.asarray(chosen, np.int64)
 
 
 def compare(
@@ -32,7 +44,7 @@ def compare(
     finite = bool(np.isfinite(exported).all())
     error = float(np.abs(reference - exported).max()) if finite else float("inf")
     spread = float(reference.max() - reference.min())
-    agreement = float((reference.argmax(1) == exported.argmax(1)).mean())
+    agreement = float((decisions(reference) == decisions(exported)).mean())
     relative = error / spread if spread else float(error > 0)
     threshold = {"top1_agreement": tolerance.top1_agreement}
     passed = finite and agreement >= tolerance.top1_agreement
@@ -62,6 +74,13 @@ def check_parity(report: ParityReport, where: str) -> None:
     """
     if report.passed:
         return
+    if not math.isfinite(report.relative_error):
+        raise ParityError(
+            "the exported model gives logits that are infinite or not a number",
+            where=where,
+            fix="Nothing was written. Values are too large for the target's type: choose a float32 "
+            "target, or scale the network's values down.",
+        )
     raise ParityError(
         f"the exported model differs from the checkpoint on {report.images} images: top-1 agreement "
         f"{report.top1_agreement:.1%} (demanded {report.threshold['top1_agreement']:.1%}), largest error "

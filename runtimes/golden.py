@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from csr_deploy.artifact import Artifact
 from csr_deploy.errors import ArtifactError, OptionError, ParityError
+from csr_deploy.parity import decisions
 from csr_deploy.runtimes.base import Runtime
 from csr_deploy.targets import find_target
 
@@ -115,7 +116,7 @@ def _tolerance(runtime: Runtime, artifact: Artifact) -> float:
 
 
 def _agreement(outputs: NDArray[Any], float_logits: NDArray[np.float32]) -> float:
-    return float((outputs.argmax(1) == float_logits.argmax(1)).mean())
+    return float((decisions(outputs) == decisions(float_logits)).mean())
 
 
 def _differs(artifact: Artifact, runtime: Runtime, what: str) -> ParityError:

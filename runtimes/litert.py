@@ -38,7 +38,9 @@ class LitertRuntime(Runtime):
         try:
             self._module: ModuleType = importlib.import_module(f"{found}.interpreter")
         except ImportError as error:
-            raise MissingDependencyError(_PACKAGES[found], "pi", "Running a .tflite file") from error
+            raise MissingDependencyError(
+                _PACKAGES[found], "pi", "Running a .tflite file", cause=error
+            ) from error
 
     def _open(self) -> None:
         options: dict[str, Any] = {"num_threads": self.options.threads}

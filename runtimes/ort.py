@@ -44,7 +44,7 @@ class OrtRuntime(Runtime):
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingDependencyError("onnxruntime", "pi", "Running an .onnx file") from error
+            raise MissingDependencyError("onnxruntime", "pi", "Running an .onnx file", cause=error) from error
         onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
         onnxruntime.disable_telemetry_events()
         self._module: ModuleType = onnxruntime

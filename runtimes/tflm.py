@@ -40,7 +40,9 @@ class TflmRuntime(Runtime):
         try:
             from tflite_micro import runtime
         except ImportError as error:
-            raise MissingDependencyError("tflite-micro", "mcu", "Running a model in TFLite Micro") from error
+            raise MissingDependencyError(
+                "tflite-micro", "mcu", "Running a model in TFLite Micro", cause=error
+            ) from error
         self._module: ModuleType = runtime
 
     def _open(self) -> None:

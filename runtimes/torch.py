@@ -107,5 +107,5 @@ def _import_torch() -> ModuleType:
     try:
         import torch
     except ImportError as error:
-        raise MissingDependencyError("torch", "export", "Running a checkpoint") from error
+        raise MissingDependencyError("torch", "export", "Running a checkpoint", cause=error) from error
     return torch

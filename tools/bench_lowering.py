@@ -2,7 +2,7 @@
 
     python tools/bench_lowering.py --out out/bench-lowering [--networks resnet56-t4 …]
         [--runtimes litert ort] [--numbers int8 float32] [--boards pi4 pi5] [--threads 1 2]
-        [--stock-python PYTHON | --no-stock] [--no-time] [--no-count] [--plan]
+        [--data CIFAR10] [--stock-python PYTHON | --no-stock] [--no-time] [--no-count] [--plan]
 
 Each network and its backbone are made step by step, the network also lowered for each board, and both by
 stock converters, which live in an environment of their own (`make bench-peers`). Instructions of one
@@ -60,6 +60,9 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--seconds", type=float, default=10.0, help="timed, of each model")
     parser.add_argument("--stock-python", default=str(_PEERS), help="interpreter with the stock converters")
+    parser.add_argument(
+        "--data", help="images of the trained networks, for calibration; packaged ones if not given"
+    )
     parser.add_argument("--no-stock", action="store_true", help="leave the stock converters out")
     parser.add_argument("--no-count", action="store_true", help="count no instructions")
     parser.add_argument("--no-time", action="store_true", help="take no times")
@@ -138,7 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         kept = Kept(options.out / "measured.json")
         maker = Maker(
-            options.out, kept, options.stock_python, _ROOT / "demos" / "models", anyhow=options.keep_models
+            options.out,
+            kept,
+            options.stock_python,
+            _ROOT / "demos" / "models",
+            data=options.data,
+            anyhow=options.keep_models,
         )
         if options.no_make:
             compared = [g for group in compared if (g := [v for v in group if maker.found(v)])]

@@ -20,19 +20,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lowering_bench.kept import Kept
 from lowering_bench.making import Maker
 from lowering_bench.measuring import Counting
-from lowering_bench.subjects import BACKBONES, BOARDS, FORMATS, STEPWISE, Format, Variant, plan_variants
+from lowering_bench.subjects import (
+    BACKBONES,
+    BOARDS,
+    FORMATS,
+    STEPWISE,
+    Format,
+    Model,
+    Variant,
+    plan_variants,
+)
 
+from csr_deploy.artifact import read_artifact
 from csr_deploy.atomic import atomic_write
 from csr_deploy.errors import CsrError
 from csr_deploy.export import Network, find_exporter
+from csr_deploy.quantize import QuantizeOptions
+from csr_deploy.quantize.joining import JOIN_IMAGES, ScaleLimit
 from csr_deploy.targets import find_target
 from csr_deploy.unroll.cost import CostModel
 from csr_deploy.unroll.costs import find_costs
 from csr_deploy.unroll.graph import Graph
-from csr_deploy.unroll.lowering import lower
+from csr_deploy.unroll.lowering import JoinRule, lower
 
 PEAK: Mapping[tuple[str, str], tuple[float, str]] = {
     # SMULL and SMLAL take 8 products of int8 each, SADALP adds pairs of their sums into 32 bits.
@@ -154,7 +167,7 @@ def rows(
         model = maker.found(variant)
         for board in (b for b in variant.boards if b in boards):
             say(f"{variant.name} on a {BOARDS[board]}")
-            work = _work(variant, board, network)
+            work = _work(variant, board, network, None if model is None else _join_rule(model, maker))
             if variant.way == STEPWISE:
                 plain[variant.network] = work.macs
             counted = None if model is None else (kept.get(Counting(model, board, 1).key) or {})
@@ -162,12 +175,27 @@ def rows(
             yield Row(variant, board, plain[variant.network], work, instructions)
 
 
-def _work(variant: Variant, board: str, network: Network) -> Work:
+def _join_rule(model: Model, maker: Maker) -> JoinRule | None:
+    """What a model's lowering was limited by."""
+    choice = read_artifact(model.path).options.get("lowering_choice", {})
+    if "joined_up_to_scales" not in choice:
+        return None
+    network, data = maker.material(model.variant.network)
+    assert data.calibration is not None
+    images = torch.from_numpy(network.preprocessing.normalize(data.calibration.images))[:JOIN_IMAGES]
+    scheme = find_exporter(find_target(model.variant.format.target)).scheme
+    limit = choice["joined_up_to_scales"]
+    return ScaleLimit(images, network.preprocessing, QuantizeOptions(), scheme, limit)
+
+
+def _work(variant: Variant, board: str, network: Network, may_join: JoinRule | None) -> Work:
     target = find_target(variant.format.target)
     exporter = find_exporter(target)
     costs = find_costs(exporter.costs, target.weight_bits, board)
     lowering = "auto" if variant.optimized_for else "stepwise"
-    lowered = lower(network.model, network.input_shape(1), lowering, exporter.legalise, costs)
+    lowered = lower(
+        network.model, network.input_shape(1), lowering, exporter.legalise, costs, may_join=may_join
+    )
     return work_of(lowered.graph, 1 if target.quantized else 4, costs)
 
 
@@ -192,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runtimes", nargs="+", choices=runtimes, default=runtimes)
     parser.add_argument("--numbers", nargs="+", choices=["int8", "float32"], default=["int8"])
     parser.add_argument("--boards", nargs="+", choices=BOARDS, default=list(BOARDS))
+    parser.add_argument("--data", help="as of bench_lowering.py")
     parser.add_argument(
         "--keep-models", action="store_true", help="as of bench_lowering.py: counts of whatever is there"
     )
@@ -205,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         kept = Kept(options.bench / "measured.json")
         shipped = Path(__file__).parents[1] / "demos" / "models"
-        maker = Maker(options.bench, kept, sys.executable, shipped, anyhow=options.keep_models)
+        maker = Maker(
+            options.bench, kept, sys.executable, shipped, data=options.data, anyhow=options.keep_models
+        )
         for form in FORMATS:
             if form.runtime in options.runtimes and form.numbers in options.numbers:
                 variants = plan_variants(options.networks, [form], options.boards, stock=False)

@@ -5,9 +5,12 @@ Importing this must stay cheap: `--help` of every command starts here.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
+import io
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -25,6 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_main_process() -> bool:
@@ -95,7 +99,7 @@ def print_warning(text: str) -> None:
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turns errors of a command into exit codes: 1 for a `CsrError`, 130 for Ctrl-C.
+    """Turns errors of a command into exit codes: 1 for a `CsrError` or a full disk, 130 for Ctrl-C.
 
     Anything else is a defect and keeps its traceback.
     """
@@ -110,12 +114,22 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt as interrupt:
             stderr.print("Interrupted.")
             raise typer.Exit(INTERRUPTED) from interrupt
+        except OSError as error:
+            # Where the output itself cannot be written. Files that a command writes have errors of their own.
+            if error.errno not in _FULL:
+                raise
+            stderr.print(Text(f"Error: {error.filename or 'the output'}: {error.strerror}", style="red"))
+            raise typer.Exit(1) from error
 
     return wrapped
 
 
 def run(app: typer.Typer) -> None:
     """Runs an application as a program: usage errors exit with 2, errors as in `guarded`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Some consoles know no ×: a question mark is better than no result.
+            stream.reconfigure(errors="replace")
     # Around each command, as Typer's own handling of Ctrl-C differs between its versions.
     for command in app.registered_commands:
         if command.callback:

@@ -110,6 +110,14 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
             stdout.print(f"{Path(row['artifact']).name}: in float: {', '.join(row['float_layers'])}")
 
 
+def _report(rows: list[dict[str, Any]], out: Path, *, as_json: bool) -> None:
+    """Says what was made, if anything."""
+    if as_json:
+        stdout.print_json(json.dumps(rows))
+    elif rows:
+        _show(rows, out)
+
+
 def _show_drift(name: str, drift: dict[str, Any]) -> None:
     """One row a layer: its steps from h_1 to h_T."""
     from rich.table import Table
@@ -196,6 +204,11 @@ _WEIGHT_BUDGET = typer.Option(
     help="What --lowering auto may store for speed, weights and tables, in parts of the step-wise graph."
 )
 _INT8 = "Int8"
+_JOIN_ERROR = typer.Option(
+    help="Relative RMS error of the int8 logits beyond which --lowering auto makes one convolution of fewer "
+    "steps of a recurrence; inf for never.",
+    rich_help_panel=_INT8,
+)
 _EQUAL = typer.Option(
     "--equal-scales",
     help="One scale for all V terms of a CSR-Conv and one for all its U terms: fewer tables.",
@@ -257,6 +270,7 @@ def export(
     lowering: Annotated[str, _LOWERING] = "auto",
     optimize_for: Annotated[str | None, _OPTIMIZE_FOR] = None,
     weight_budget: Annotated[float, _WEIGHT_BUDGET] = 1.3,
+    join_error: Annotated[float, _JOIN_ERROR] = 0.1,
     ranges: Annotated[
         str, typer.Option(help="Activation ranges: least-squares or min-max.")
     ] = "least-squares",
@@ -267,7 +281,7 @@ def export(
     drift: Annotated[bool, _DRIFT] = False,
     batch: Annotated[int, typer.Option(help="Batch size of the static graph.")] = 1,
     batch_profile: Annotated[str | None, _PROFILE] = None,
-    seed: Annotated[int, typer.Option(help="Fixes the images drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes the images drawn.")] = 0,
     name: Annotated[
         str | None, typer.Option(help="Name of the artifacts.", show_default="the file's")
     ] = None,
@@ -321,6 +335,7 @@ def export(
         settings={
             "calibration_images": calibration_images, "parity_images": parity_images, "agreement": agreement,
             "lowering": lowering, "optimize_for": optimize_for, "weight_budget": weight_budget,
+            "join_error": join_error,
             "batch": profile[1] if profile else batch, "seed": seed,
             "batch_profile": profile,
         },
@@ -390,10 +405,7 @@ def _export_tflite(
         artifacts.append(artifact)
         rows.append(_summary(artifact, time.perf_counter() - start))
     _warn_of_missing_libraries(artifacts)
-    if as_json:
-        stdout.print_json(json.dumps(rows))
-        return
-    _show(rows, out)
+    _report(rows, out, as_json=as_json)
 
 
 def _c_target(name: str) -> CTarget:
@@ -484,7 +496,8 @@ def _export_all(
 
     require("torch", "export", "Exporting")
     with stderr.status("Loading torch …"):
-        from csr_deploy.errors import ExportError
+        from csr_deploy.artifact import check_place
+        from csr_deploy.errors import CsrError, ExportError
         from csr_deploy.export import (
             ExportOptions,
             Network,
@@ -512,12 +525,10 @@ def _export_all(
         if Path(name).name != name or name in (".", ".."):
             raise ExportError(f"'{name}' is no file name", where="--name")
         network = replace(network, name=name)
-    if not force:
-        for target in targets:
-            path = artifact_directory(out, network, target)
-            if path.exists():
-                raise ExportError("already exists", where=str(path), fix="Give --force, or another --out.")
-    rows, artifacts = [], []
+    for target in targets:
+        check_place(artifact_directory(out, network, target), replace=force)
+    rows: list[dict[str, Any]] = []
+    artifacts: list[Artifact] = []
     with stderr.status("Reading images …") as status:
         data = load_export_data(
             network, calibration, options, quantized=any(t.quantized for t in targets), golden=golden
@@ -527,23 +538,27 @@ def _export_all(
             print_warning(f"{len(data.damaged)} damaged images were left out:{shown}")
         for target in targets:
             start = time.perf_counter()
-            artifact = export_one(
-                network,
-                target,
-                data,
-                artifact_directory(out, network, target),
-                options,
-                force=force,
-                on_stage=_stage_shower(status, f"{network.name} → {target.name}"),
-            )
+            try:
+                artifact = export_one(
+                    network,
+                    target,
+                    data,
+                    artifact_directory(out, network, target),
+                    options,
+                    force=force,
+                    on_stage=_stage_shower(status, f"{network.name} → {target.name}"),
+                )
+            except CsrError:
+                # What was made before it stays.
+                _report(rows, out, as_json=as_json)
+                raise
             rows.append(_summary(artifact, time.perf_counter() - start))
             artifacts.append(artifact)
     _warn_of_missing_libraries(artifacts)
     engines = _build_engines(builder, artifacts, rows) if builder else []
+    _report(rows, out, as_json=as_json)
     if as_json:
-        stdout.print_json(json.dumps(rows))
         return
-    _show(rows, out)
     for artifact in artifacts if drift else ():
         if "drift" in artifact.parity:
             _show_drift(artifact.path.name, artifact.parity["drift"])

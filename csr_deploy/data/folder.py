@@ -6,6 +6,7 @@ import hashlib
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 
@@ -58,11 +59,14 @@ def decode_image(content: bytes, where: str) -> Image:
     """
     try:
         from PIL import Image as PillowImage
-        from PIL import UnidentifiedImageError
+        from PIL import ImageOps, UnidentifiedImageError
     except ImportError as error:
-        raise MissingDependencyError("pillow", "pi", "Reading image files") from error
+        raise MissingDependencyError("pillow", "pi", "Reading image files", cause=error) from error
     try:
         with PillowImage.open(io.BytesIO(content)) as picture:
+            # A camera that is turned writes turned pixels and a note, which may be damaged on its own.
+            with suppress(*_DAMAGED):
+                ImageOps.exif_transpose(picture, in_place=True)
             if picture.mode == "F":
                 raise DataError("has floating-point pixels, whose range is not known", where=where)
             if picture.mode.startswith("I"):

@@ -107,7 +107,7 @@ def fit_image(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
     try:
         from PIL import Image as PillowImage
     except ImportError as error:
-        raise MissingDependencyError("pillow", "pi", "Resizing a picture") from error
+        raise MissingDependencyError("pillow", "pi", "Resizing a picture", cause=error) from error
     picture = PillowImage.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     mode = "L" if preprocessing.channels == 1 else "RGB"
     if picture.mode != mode:

@@ -29,6 +29,8 @@ def _check_replaceable(name: str, module: nn.Module, cell: type[StepCell]) -> nn
         )
     reasons = []
     fix = "Leave it out of the layers to replace."
+    if type(module).forward is not nn.Conv2d.forward:
+        reasons.append(f"{type(module).__name__} computes more than nn.Conv2d does")
     if module.groups != 1 and module.groups == module.in_channels:
         if not cell.depthwise:
             reasons.append("it is depth-wise")

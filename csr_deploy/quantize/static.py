@@ -109,17 +109,7 @@ def _quantize(
 ) -> QuantizedGraph:
     kept = set(float_layers)
     real_nodes = frozenset(node.output for node in graph.nodes if node.origin in kept)
-    groups = scale_groups(graph, scheme, equal_steps=options.equal_steps, real_nodes=real_nodes)
-    found = collect(graph, calibration, groups, options.seed)
-    scales = choose_scales(
-        found,
-        scheme,
-        fixed_groups(graph, groups, scheme),
-        groups[graph.input],
-        groups[graph.output],
-        preprocessing,
-        options.ranges,
-    )
+    groups, scales = _group_scales(graph, calibration, preprocessing, options, scheme, real_nodes)
     real = scheme.real(graph, groups) | _only_real(graph, real_nodes)
     activations = {name: scales[groups[name]] for name in graph.shapes if name not in real}
     weights: dict[str, WeightQuantization] = {}
@@ -131,6 +121,44 @@ def _quantize(
     quantized = QuantizedGraph(graph, {**activations, **constants}, weights, {}, real_nodes)
     biases = _biases(quantized, calibration, options.bias_correction)
     return merge_summed_biases(replace(quantized, biases=biases))
+
+
+def activation_scales(
+    graph: Graph,
+    calibration: Sequence[Tensor],
+    preprocessing: Preprocessing,
+    options: QuantizeOptions,
+    scheme: Scheme = AFFINE,
+) -> dict[str, Quantization]:
+    """Value name → quantisation that `quantize` would give it, for every value of a graph.
+
+    Args and raises: see `quantize`. Layers that are to be kept in float are not looked at.
+    """
+    groups, scales = _group_scales(graph, calibration, preprocessing, options, scheme, frozenset())
+    return {name: scales[group] for name, group in groups.items()}
+
+
+def _group_scales(
+    graph: Graph,
+    calibration: Sequence[Tensor],
+    preprocessing: Preprocessing,
+    options: QuantizeOptions,
+    scheme: Scheme,
+    real_nodes: frozenset[str],
+) -> tuple[dict[str, str], dict[str, Quantization]]:
+    """Value → representative of its group, and representative → quantisation."""
+    groups = scale_groups(graph, scheme, equal_steps=options.equal_steps, real_nodes=real_nodes)
+    found = collect(graph, calibration, groups, options.seed)
+    scales = choose_scales(
+        found,
+        scheme,
+        fixed_groups(graph, groups, scheme),
+        groups[graph.input],
+        groups[graph.output],
+        preprocessing,
+        options.ranges,
+    )
+    return groups, scales
 
 
 def _only_real(graph: Graph, real_nodes: frozenset[str]) -> frozenset[str]:

@@ -106,24 +106,30 @@ def capture(model: nn.Module, input_shape: Shape) -> Graph:
     model = copy.deepcopy(model).cpu().float().eval()
     layers: dict[str, CsrLayer] = {}
     weights: dict[str, Array] = {}
-    for name, module in list(model.named_modules()):
+    placeholders: dict[nn.Module, _Placeholder] = {}
+    # A layer may stand in several places: all of them read the weights of the first.
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, CSRConv2d) or module.num_steps == 1:
             continue
         if not name:
             raise CaptureError("the model is a bare CSRConv2d", fix="Wrap it in nn.Sequential.")
-        if name not in layers:
+        if module not in placeholders:
             layers[name] = _describe(name, module)
             weights.update({f"{name}.{k}": _array(v) for k, v in module.state_dict().items()})
             weights.update(_derived(name, module))
+            placeholders[module] = _Placeholder(name, module)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _Placeholder(name, module))
+        setattr(model.get_submodule(parent), child, placeholders[module])
     with _quiet():
         try:
             program = torch.export.export(model, (torch.zeros(input_shape),))
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
+            # Whatever the model's own code raises comes out here.
+            said = (str(error).splitlines() or [""])[0]
             raise CaptureError(
-                f"torch.export cannot turn this model into a static graph: {str(error).splitlines()[0]}",
-                fix="Its forward must not depend on the values of the input.",
+                f"torch.export cannot turn this model into a static graph: {type(error).__name__}: {said}",
+                fix=f"Its forward must take one tensor {list(input_shape)} and nothing else, and must not "
+                "depend on its values.",
             ) from error
     return _Reader(program, layers, weights, tuple(input_shape)).graph()
 
@@ -155,10 +161,12 @@ def _derived(name: str, module: CSRConv2d) -> dict[str, Array]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(n) for n in ("torch.export", "torch._dynamo", "torch.fx")]
+    names = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        # What goes wrong is raised as well.
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -228,12 +236,7 @@ class _Reader:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                results = _args(node)[0]
-                if len(results) != 1:
-                    raise CaptureError(
-                        f"the model returns {len(results)} tensors", fix="Return the logits only."
-                    )
-                output = self.names[results[0]]
+                output = self._output(_args(node)[0])
         if image is None or output is None:
             raise CaptureError("the model has no input or no output")
         try:
@@ -241,12 +244,35 @@ class _Reader:
         except GraphError as error:
             raise CaptureError(error.what, where=error.where) from error
 
+    def _output(self, results: Any) -> str:
+        """Name of the one value that the model returns."""
+        fix = "Return the logits only, as a tensor."
+        if len(results) != 1:
+            raise CaptureError(f"the model returns {len(results)} tensors", fix=fix)
+        structure = self.program.call_spec.out_spec
+        if structure is not None and not structure.is_leaf():
+            kind = getattr(structure.type, "__name__", "structure")
+            raise CaptureError(f"the model returns a {kind} around its tensor", fix=fix)
+        if not isinstance(results[0], fx.Node):
+            raise CaptureError(f"the model returns {results[0]!r} instead of a tensor", fix=fix)
+        name = self.names[results[0]]
+        if name in self.constants:
+            raise CaptureError("what the model returns does not depend on its input", fix=fix)
+        return name
+
     def _constant(self, node: fx.Node, key: str, tensor: Any) -> None:
+        if key == INPUT:
+            key = f"{INPUT}."
         self.names[node] = key
         self.constants.setdefault(key, _array(tensor))
 
     def _call(self, node: fx.Node) -> None:
         target = node.target
+        if _is_mutable(target):
+            self._check_mutation(node)
+        if not node.users:
+            # Checks, results that nobody reads: they need no translation.
+            return
         if target in _IGNORED:
             self.names[node] = self._name(_args(node)[0])
             return
@@ -255,11 +281,31 @@ class _Reader:
             return
         reader = _READERS.get(target)
         if reader is None:
-            known = (
-                "Rewrite the layer with convolutions, linear layers, BatchNorm, ReLU, pooling or additions."
+            raise CaptureError(
+                f"the operation {target} is not supported", where=self.origin(node), fix=_way_out(target)
             )
-            raise CaptureError(f"the operation {target} is not supported", where=self.origin(node), fix=known)
-        reader(self, node)
+        try:
+            reader(self, node)
+        except CaptureError as error:
+            if error.fix:
+                raise
+            raise CaptureError(error.what, where=error.where, fix=_way_out(target)) from error
+
+    def _check_mutation(self, node: fx.Node) -> None:
+        """Refuses what changes a view in place and is then read through the value it is a view of.
+
+        Later uses of the changed name itself are uses of `node` already.
+        """
+        order = {each: index for index, each in enumerate(self.program.graph.nodes)}
+        seen = _args(node)[0]
+        while isinstance(seen, fx.Node) and _is_view(seen):
+            seen = _args(seen)[0]
+            if any(order[user] > order[node] for user in seen.users):
+                raise CaptureError(
+                    f"{node.target} changes a part of a tensor that is read as a whole later",
+                    where=self.origin(node),
+                    fix="Write it without changing a tensor in place.",
+                )
 
     def _fold(self, node: fx.Node) -> None:
         """Computes a node whose inputs are all constants."""
@@ -324,9 +370,6 @@ class _Reader:
 _Read = Callable[[_Reader, fx.Node], None]
 _READERS: dict[Any, _Read] = {}
 _IGNORED = {
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.feature_dropout.default,
     aten.contiguous.default,
     aten.clone.default,
     aten.detach.default,
@@ -334,6 +377,35 @@ _IGNORED = {
     aten.alias.default,
     aten.lift_fresh_copy.default,
 }
+_WAYS_OUT = {
+    aten.log_softmax.int: "Return the logits themselves: their order is the same.",
+    aten.leaky_relu.default: "Use ReLU or ReLU6.",
+    aten.prelu.default: "Use ReLU or ReLU6.",
+    aten.gelu.default: "Use hard-swish or SiLU.",
+    aten.group_norm.default: "Use BatchNorm.",
+    aten.instance_norm.default: "Use BatchNorm.",
+    aten.layer_norm.default: "Use BatchNorm.",
+}
+
+
+def _is_mutable(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's value may share memory with its first argument's."""
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
+
+
+def _way_out(target: Any) -> str:
+    """What to do about an operation that cannot be read."""
+    return _WAYS_OUT.get(
+        target, "Rewrite it with the operations that docs/own-network.md lists, or leave that layer out."
+    )
 
 
 def _reads(*targets: Any) -> Callable[[_Read], _Read]:
@@ -381,6 +453,14 @@ def _read_conv2d(reader: _Reader, node: fx.Node) -> None:
 
 @_reads(aten.linear.default)
 def _read_linear(reader: _Reader, node: fx.Node) -> None:
+    rank = len(reader.shape_of(_args(node)[0]))
+    if rank != 2:
+        raise CaptureError(
+            f"a linear layer on {rank} axes is not supported",
+            where=reader.origin(node),
+            fix="Give it [N, features]: flatten(1) keeps the batch, squeeze() does not. Over the channels of "
+            "pictures it is a 1×1 convolution.",
+        )
     bias = reader.argument(node, 2, "bias")
     inputs = [reader._name(_args(node)[0]), reader._name(_args(node)[1])]
     reader.emit(node, "linear", inputs + ([] if bias is None else [reader._name(bias)]), activation=None)
@@ -422,15 +502,42 @@ _reads(aten.hardsigmoid.default, aten.hardsigmoid_.default)(_unary("hard_sigmoid
 _reads(aten.hardswish.default, aten.hardswish_.default)(_unary("hard_swish"))
 
 
-@_reads(aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
-def _read_hardtanh(reader: _Reader, node: fx.Node) -> None:
-    low, high = reader.argument(node, 1, "min_val", -1.0), reader.argument(node, 2, "max_val", 1.0)
+@_reads(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default)
+def _read_dropout(reader: _Reader, node: fx.Node) -> None:
+    if reader.argument(node, 2, "train", False) and reader.argument(node, 1, "p", 0.5):
+        raise CaptureError(
+            "this dropout drops values in evaluation too",
+            where=reader.origin(node),
+            fix="Use nn.Dropout, or F.dropout(x, p, self.training).",
+        )
+    reader.names[node] = reader._name(_args(node)[0])
+
+
+@_reads(aten.neg.default)
+def _read_neg(reader: _Reader, node: fx.Node) -> None:
+    minus = reader.scalar_constant(node, -1.0, len(reader.shape_of(node)))
+    reader.emit(node, "mul", [reader._name(_args(node)[0]), minus], activation=None)
+
+
+@_reads(
+    aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default, aten.clamp_.default,
+    aten.clamp_min.default, aten.clamp_min_.default,
+)  # fmt: skip
+def _read_clamp(reader: _Reader, node: fx.Node) -> None:
+    if node.target in (aten.hardtanh.default, aten.hardtanh_.default):
+        low, high = reader.argument(node, 1, "min_val", -1.0), reader.argument(node, 2, "max_val", 1.0)
+    else:
+        low, high = reader.argument(node, 1, "min"), reader.argument(node, 2, "max")
     if (low, high) == (0, 6):
         reader.emit(node, "relu6", [reader._name(_args(node)[0])])
-    elif low == 0 and high is None:
+    elif (low, high) == (0, None):
         reader.emit(node, "relu", [reader._name(_args(node)[0])])
     else:
-        raise CaptureError(f"a clamp to [{low}, {high}] is not supported", where=reader.origin(node))
+        raise CaptureError(
+            f"a clamp to [{low}, {high}] is not supported",
+            where=reader.origin(node),
+            fix="Clamp to [0, 6] or from 0 upwards.",
+        )
 
 
 @_reads(aten.silu.default, aten.silu_.default)
@@ -520,31 +627,53 @@ def _read_cat(reader: _Reader, node: fx.Node) -> None:
     reader.emit(node, "concat", [reader._name(t) for t in tensors], axis=axis % rank)
 
 
-@_reads(aten.adaptive_avg_pool2d.default, aten.mean.dim)
-def _read_global_mean(reader: _Reader, node: fx.Node) -> None:
+@_reads(aten.mean.dim)
+def _read_mean(reader: _Reader, node: fx.Node) -> None:
     x = _args(node)[0]
-    rank = len(reader.shape_of(x))
-    if node.target is aten.mean.dim:
-        axes = sorted(int(a) % rank for a in _args(node)[1])
-        keep = bool(reader.argument(node, 2, "keepdim", False))
-        if rank != 4 or axes != [2, 3]:
-            raise CaptureError(f"a mean over axes {axes} is not supported", where=reader.origin(node))
-        if keep:
-            reader.emit(node, "mean_hw", [reader._name(x)])
-            return
-        mean = reader.intermediate(node, "mean", "mean_hw", [reader._name(x)])
-        reader.emit(node, "reshape", [mean], shape=reader.shape_of(node))
+    shape = reader.shape_of(x)
+    axes = sorted(int(a) % len(shape) for a in _args(node)[1] or range(len(shape)))
+    name = reader._name(x)
+    if len(shape) == 3 and axes == [2]:
+        # One spatial axis, of pictures that were flattened.
+        shape = (*shape, 1)
+        name, axes = reader.intermediate(node, "picture", "reshape", [name], shape=shape), [2, 3]
+    if len(shape) != 4 or not set(axes) <= {2, 3}:
+        raise CaptureError(
+            f"a mean over axes {axes} of {len(shape)} is not supported",
+            where=reader.origin(node),
+            fix="Means are taken over height and width, the last axes.",
+        )
+    if axes == [2, 3]:
+        op, attrs = "mean_hw", {}
+    else:
+        kernel = (shape[2] if 2 in axes else 1, shape[3] if 3 in axes else 1)
+        op, attrs = "avg_pool2d", _windows(kernel)
+    out = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    if reader.shape_of(node) == out:
+        reader.emit(node, op, [name], **attrs)
         return
+    mean = reader.intermediate(node, "mean", op, [name], **attrs)
+    reader.emit(node, "reshape", [mean], shape=reader.shape_of(node))
+
+
+def _windows(kernel: tuple[int, int]) -> dict[str, Any]:
+    """Attributes of an average pool of windows that lie side by side."""
+    return {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0), "count_padding": False}
+
+
+@_reads(aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default)
+def _read_adaptive_pool(reader: _Reader, node: fx.Node) -> None:
+    x = _args(node)[0]
+    average = node.target is aten.adaptive_avg_pool2d.default
     height, width = _pair(_args(node)[1])
     size = reader.shape_of(x)[2:]
-    if (height, width) == (1, 1):
+    if average and (height, width) == (1, 1):
         reader.emit(node, "mean_hw", [reader._name(x)])
     elif size[0] % height == 0 and size[1] % width == 0:
-        kernel = (size[0] // height, size[1] // width)
-        reader.emit(
-            node, "avg_pool2d", [reader._name(x)],
-            kernel=kernel, stride=kernel, padding=(0, 0, 0, 0), count_padding=False,
-        )  # fmt: skip
+        attrs = _windows((size[0] // height, size[1] // width))
+        if not average:
+            del attrs["count_padding"]
+        reader.emit(node, "avg_pool2d" if average else "max_pool2d", [reader._name(x)], **attrs)
     else:
         raise CaptureError(
             f"an adaptive pool from {size} to {(height, width)} has windows of different sizes",
@@ -587,28 +716,48 @@ _reads(aten.max_pool2d.default)(_pool("max_pool2d"))
 _reads(aten.avg_pool2d.default)(_pool("avg_pool2d"))
 
 
+_SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+
+
 @_reads(
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims, aten.squeeze.dim,
     aten.squeeze.default, aten.unsqueeze.default, aten._unsafe_view.default, aten.unflatten.int,
 )  # fmt: skip
 def _read_reshape(reader: _Reader, node: fx.Node) -> None:
+    before, after = reader.shape_of(_args(node)[0]), reader.shape_of(node)
+    # A batch of one is an axis of size 1 like any other to a squeeze; a batch of two is none.
+    squeezed = node.target in _SQUEEZES and len(after) < len(before) and after[:1] != before[:1]
+    if squeezed or (len(after) < 2 and len(before) > 1):
+        raise CaptureError(
+            f"the batch axis is lost: {list(before)} becomes {list(after)}",
+            where=reader.origin(node),
+            fix="Use flatten(1), or name the axes that are squeezed.",
+        )
     reader.emit(node, "reshape", [reader._name(_args(node)[0])], shape=reader.shape_of(node))
 
 
 @_reads(aten.permute.default)
 def _read_permute(reader: _Reader, node: fx.Node) -> None:
     rank = len(reader.shape_of(node))
-    reader.emit(
-        node, "transpose", [reader._name(_args(node)[0])], perm=tuple(int(p) % rank for p in _args(node)[1])
-    )
+    _emit_transpose(reader, node, tuple(int(p) % rank for p in _args(node)[1]))
 
 
-@_reads(aten.transpose.int)
+def _emit_transpose(reader: _Reader, node: fx.Node, perm: tuple[int, ...]) -> None:
+    if perm[0] != 0:
+        raise CaptureError(
+            "a transposition that moves the batch axis is not supported",
+            where=reader.origin(node),
+            fix="Keep the batch as the first axis.",
+        )
+    reader.emit(node, "transpose", [reader._name(_args(node)[0])], perm=perm)
+
+
+@_reads(aten.transpose.int, aten.t.default)
 def _read_transpose(reader: _Reader, node: fx.Node) -> None:
     perm = list(range(len(reader.shape_of(node))))
-    a, b = (int(v) % len(perm) for v in _args(node)[1:3])
+    a, b = (int(v) % len(perm) for v in _args(node)[1:3] or (0, -1))
     perm[a], perm[b] = perm[b], perm[a]
-    reader.emit(node, "transpose", [reader._name(_args(node)[0])], perm=tuple(perm))
+    _emit_transpose(reader, node, tuple(perm))
 
 
 def emit_slice(reader: _Reader, node: fx.Node, x: Any, axis: int, start: int, stop: int, step: int) -> None:
@@ -638,14 +787,37 @@ def _read_slice(reader: _Reader, node: fx.Node) -> None:
     emit_slice(reader, node, x, axis, start, stop, step)
 
 
+@_reads(aten.select.int)
+def _read_select(reader: _Reader, node: fx.Node) -> None:
+    x, axis, index = _args(node)[:3]
+    shape = reader.shape_of(x)
+    axis, starts, stops = int(axis) % len(shape), [0] * len(shape), list(shape)
+    if axis == 0:
+        raise CaptureError("taking one image of a batch is not supported", where=reader.origin(node))
+    starts[axis] = int(index) % shape[axis]
+    stops[axis] = starts[axis] + 1
+    piece = reader.intermediate(
+        node, "slice", "slice", [reader._name(x)],
+        starts=tuple(starts), stops=tuple(stops), steps=(1,) * len(shape),
+    )  # fmt: skip
+    reader.emit(node, "reshape", [piece], shape=reader.shape_of(node))
+
+
 @_reads(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 def _read_split(reader: _Reader, node: fx.Node) -> None:
     # The pieces are read where they are taken out, by getitem.
     return None
 
 
+# Their second result says where the maxima are.
+_WITH_INDICES = (aten.adaptive_max_pool2d.default,)
+
+
 def _read_getitem(reader: _Reader, node: fx.Node) -> None:
     source, index = _args(node)
+    if isinstance(source, fx.Node) and source.target in _WITH_INDICES and index == 0:
+        reader.names[node] = reader.names[source]
+        return
     if not isinstance(source, fx.Node) or _READERS.get(source.target) is not _read_split:
         raise CaptureError(f"taking item {index!r} of {source} is not supported", where=reader.origin(node))
     axis = int(reader.argument(source, 2, "dim", 0))
@@ -656,6 +828,17 @@ def _read_getitem(reader: _Reader, node: fx.Node) -> None:
 
 
 _READERS[operator.getitem] = _read_getitem
+
+
+@_reads(aten.to.dtype, aten.type_as.default)
+def _read_cast(reader: _Reader, node: fx.Node) -> None:
+    if node.meta["val"].dtype is not torch.float32:
+        raise CaptureError(
+            f"computing with {node.meta['val'].dtype} is not supported",
+            where=reader.origin(node),
+            fix="Leave the cast out: the target decides in which type it computes.",
+        )
+    reader.names[node] = reader._name(_args(node)[0])
 
 
 @_reads(aten.pad.default, aten.constant_pad_nd.default)

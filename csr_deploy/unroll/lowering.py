@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from csr_deploy.unroll.choose import (
     rows_always,
 )
 from csr_deploy.unroll.cost import CostModel
-from csr_deploy.unroll.graph import Graph
+from csr_deploy.unroll.graph import Graph, Node
 from csr_deploy.unroll.ops import Shape
 from csr_deploy.unroll.passes import fold_pixels as folding
 from csr_deploy.unroll.passes import stack_steps as stacking
@@ -37,6 +37,8 @@ from csr_deploy.unroll.passes.sink_views import sink_views
 from csr_deploy.unroll.passes.unroll import unroll_stepwise, unroll_time_major
 
 Pass = Callable[[Graph], Graph]
+JoinRule = Callable[[Graph, Node, Node], bool]
+"""Graph and the convolutions of x and h of a step → whether they may become one."""
 AUTO = "auto"
 WEIGHT_BUDGET = 1.3
 """What "auto" may store, in parts of the step-wise graph: joined and wide kernels repeat weights."""
@@ -64,10 +66,18 @@ class Lowering:
 
     def passes(self) -> tuple[Pass, ...]:
         """All passes in their order, the unrolling first."""
+        return (*self.first_passes(), *self.last_passes())
+
+    def first_passes(self) -> tuple[Pass, ...]:
+        """Those that depend on `unroll` and `groups` only."""
         chosen: list[Pass] = [self.unroll, simplify, absorb_truncation, simplify]
         if self.groups:
             chosen += [keep_groups, simplify]
-        chosen += [fold_affine, fuse_activation]
+        return (*chosen, fold_affine, fuse_activation)
+
+    def last_passes(self) -> tuple[Pass, ...]:
+        """Those behind them."""
+        chosen: list[Pass] = []
         if self.joint is not None:
             chosen += [partial(stacking.stack_steps, choose=self.joint), simplify]
         if self.pixels is not None:
@@ -78,9 +88,24 @@ class Lowering:
 
     def __call__(self, graph: Graph) -> Graph:
         """Lowers a captured graph."""
-        for each in self.passes():
-            graph = each(graph)
-        return graph
+        return _apply(self.passes(), graph)
+
+    def limited(self, may_join: JoinRule | None) -> Lowering:
+        """The same, but joining no step that the rule forbids."""
+        choose = self.joint
+        if choose is None or may_join is None:
+            return self
+
+        def allowed(graph: Graph, add: Node, first: Node, second: Node) -> stacking.Joint | None:
+            return choose(graph, add, first, second) if may_join(graph, first, second) else None
+
+        return replace(self, joint=allowed)
+
+
+def _apply(passes: Iterable[Pass], graph: Graph) -> Graph:
+    for each in passes:
+        graph = each(graph)
+    return graph
 
 
 LOWERINGS: dict[str, Lowering] = {
@@ -141,6 +166,7 @@ def lower(
     legalise: Pass,
     costs: CostModel | None = None,
     weight_budget: float = WEIGHT_BUDGET,
+    may_join: JoinRule | None = None,
 ) -> Lowered:
     """Lowers a network for a format, by a given strategy or by the cheapest.
 
@@ -155,6 +181,7 @@ def lower(
         legalise: Makes a graph expressible in the format.
         costs: Of the runtime that will run it; needed for "auto".
         weight_budget: Most that "auto" may store, weights and tables, in parts of the step-wise graph.
+        may_join: Which steps "auto" may make one convolution of; None for all.
 
     Raises:
         OptionError: If the strategy is unknown, or "auto" has no costs to choose by.
@@ -165,7 +192,15 @@ def lower(
         return Lowered(legalise(find_lowering(lowering)(captured)), lowering, {})
     if costs is None:
         raise OptionError("there is no cost model to choose a lowering by", fix="Give --lowering by name.")
-    graphs = {name: legalise(strategy(captured)) for name, strategy in LOWERINGS.items()}
+    fronts: dict[tuple[Pass, bool], Graph] = {}
+
+    def lowered(strategy: Lowering) -> Graph:
+        key = strategy.unroll, strategy.groups
+        if key not in fronts:
+            fronts[key] = _apply(strategy.first_passes(), captured)
+        return legalise(_apply(strategy.limited(may_join).last_passes(), fronts[key]))
+
+    graphs = {name: lowered(strategy) for name, strategy in LOWERINGS.items()}
     plain = graphs["stepwise"]
     most = weight_budget * _stored(plain)
     price = costs.graph(plain) / max(1, _stored(plain))
@@ -174,9 +209,8 @@ def lower(
         pixels = partial(cheapest_width, costs, share * price)
         folded = partial(cheapest_fold, costs, share * price)
         for groups in (False, True):
-            mixed = Lowering(unroll_stepwise, groups, joint, pixels, folded)
             name = f"mixed, {'groups apart' if groups else 'groups joined'}, weights at {share:g}"
-            graphs[name] = legalise(mixed(captured))
+            graphs[name] = lowered(Lowering(unroll_stepwise, groups, joint, pixels, folded))
     totals = {
         name: costs.graph(graph) for name, graph in graphs.items() if graph is plain or _stored(graph) <= most
     }
@@ -184,7 +218,8 @@ def lower(
     figures = {
         "cost_model": costs.name,
         "chosen": best,
-        "cost_of_stepwise": round(totals[best] / totals["stepwise"], 4),
+        # A network without a layer that computes costs nothing in any lowering.
+        "cost_of_stepwise": round(totals[best] / totals["stepwise"], 4) if totals["stepwise"] else 1.0,
         "stored_weights": round(_stored(graphs[best]) / max(1, _stored(plain)), 3),
         "joined_steps": _joined(graphs[best]),
         "pixels_at_once": _pixels(graphs[best]),

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csr_deploy import __version__
-from csr_deploy.artifact import GOLDEN, Artifact, Golden, record_file, write_golden, write_manifest
+from csr_deploy.artifact import (
+    GOLDEN,
+    Artifact,
+    Golden,
+    check_place,
+    record_file,
+    write_golden,
+    write_manifest,
+)
 from csr_deploy.atomic import atomic_directory
 from csr_deploy.data.preprocess import Preprocessing
 from csr_deploy.errors import ExportError, LedgerError, OptionError, ParityError
@@ -278,6 +286,7 @@ def export_tflite(
     project = project_of(program, source.name, source.labels, options)
     parameters = _parameters(model)
     preprocessing = source.preprocessing or _plain_preprocessing(project.input)
+    check_place(out, replace=force)
     with atomic_directory(out, replace=force) as folder:
         more = target.write(project, folder)
         main = folder / "src" / f"{options.prefix}.c"

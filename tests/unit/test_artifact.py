@@ -15,13 +15,14 @@ from csr_deploy.artifact import (
     MANIFEST,
     Artifact,
     Golden,
+    check_place,
     read_artifact,
     record_file,
     write_golden,
     write_manifest,
 )
 from csr_deploy.data import Preprocessing
-from csr_deploy.errors import ArtifactError, CsrError
+from csr_deploy.errors import ArtifactError, CsrError, ExportError
 from csr_deploy.types import Quantization, TensorSpec
 
 
@@ -115,6 +116,26 @@ def test_a_directory_without_manifest_is_no_artifact(tmp_path: Path) -> None:
         read_artifact(tmp_path)
     with pytest.raises(ArtifactError, match="not an artifact"):
         read_artifact(tmp_path / "nowhere")
+
+
+def test_only_artifacts_are_replaced(tmp_path: Path) -> None:
+    free, file, foreign, made = (tmp_path / n for n in ("free", "file", "foreign", "made"))
+    empty = tmp_path / "empty"
+    for folder in (foreign, made, empty):
+        folder.mkdir()
+    file.write_text("mine")
+    (foreign / "thesis.txt").write_text("mine")
+    (made / "manifest.json").write_text("{}")
+    for force in (False, True):
+        check_place(free, replace=force)
+    check_place(made, replace=True)
+    check_place(empty, replace=True)
+    for path in (file, foreign, made, empty):
+        with pytest.raises(ExportError, match="already exists"):
+            check_place(path, replace=False)
+    for path in (file, foreign):
+        with pytest.raises(ExportError, match="only an artifact is replaced"):
+            check_place(path, replace=True)
 
 
 def edit(path: Path, **changes: Any) -> None:

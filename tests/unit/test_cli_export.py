@@ -23,6 +23,7 @@ from PIL import Image
 from csr_deploy.artifact import read_artifact
 from csr_deploy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from csr_deploy.data import Preprocessing
+from csr_deploy.errors import MissingDependencyError
 from csr_deploy.export import Network
 from csr_deploy.models import architecture
 from csr_deploy.targets import TARGETS
@@ -108,6 +109,19 @@ def test_exports_to_several_targets(
     assert leftovers(tmp_path / "tiny-onnx") == ["golden.npz", "manifest.json", "tiny.onnx"]
 
 
+def test_a_target_that_fails_does_not_hide_those_before_it(
+    checkpoint: Path, image_folder: Path, tmp_path: Path, tiny_options: Sequence[str]
+) -> None:
+    done = run(
+        checkpoint, "-t", "onnx", "-t", "mcu", "--flash", "1K", "-c", image_folder, "-o", tmp_path, "--json",
+        *tiny_options,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert [row["target"] for row in json.loads(done.stdout)] == ["onnx"]
+    assert "1,024" in done.stderr or "flash" in done.stderr, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny-onnx"]
+
+
 def test_float_targets_need_no_data(checkpoint: Path, tmp_path: Path) -> None:
     done = run(checkpoint, "-t", "tflite-fp32", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -152,6 +166,7 @@ def test_usage_errors_exit_with_2(checkpoint: Path) -> None:
     refused(run(), "checkpoint", code=2)
     refused(run(checkpoint), "--target", code=2)
     refused(run("--no-such-option"), "No such option", code=2)
+    refused(run(checkpoint, "-t", "onnx", "--seed", "-1"), "--seed", code=2)
 
 
 def test_a_mistyped_target_gets_a_suggestion(checkpoint: Path) -> None:
@@ -283,7 +298,6 @@ def test_an_interrupt_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from csr_deploy import targets
-    from csr_deploy.errors import MissingDependencyError
     from csr_deploy.export import find_exporter
 
     found = targets.importlib.util.find_spec
@@ -292,6 +306,30 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(MissingDependencyError, match=r"pip install 'csr-deploy\[export\]'"):
         find_exporter(TARGETS["onnx"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            ImportError("libz.so.9: not found", name="onnx.c"),
+            "'onnx', which is there but .*libz.so.9",
+        ),
+        (ImportError("libz.so.9: not found"), "'torch, onnx, onnxruntime', which is there but .*libz.so.9"),
+        (ImportError("no such name", name="csr_deploy.ledger"), "^no such name"),
+    ],
+)
+def test_a_package_that_does_not_load_is_named(
+    monkeypatch: pytest.MonkeyPatch, raised: ImportError, says: str
+) -> None:
+    from csr_deploy import export
+
+    def fail(name: str) -> None:
+        raise raised
+
+    monkeypatch.setattr("csr_deploy.export.importlib.import_module", fail)
+    with pytest.raises((MissingDependencyError, ImportError), match=says):
+        export.find_exporter(TARGETS["onnx"])
 
 
 def test_a_zip_of_pictures_calibrates(

@@ -12,6 +12,13 @@ from csr_deploy.errors import ModelError
 from csr_deploy.nn import CSRConv2d, csrify
 
 
+class PaddedConv2d(nn.Conv2d):
+    """A convolution that pads its input first, as libraries have them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
 class Branch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +109,7 @@ def test_refusals_name_the_layer_and_change_nothing(layers: list[str], steps: An
         (nn.Conv2d(4, 4, 3, groups=2), "0: .*grouped .2 groups"),
         (nn.Conv2d(4, 4, 3, groups=4), "depth-wise\n.*incremental-depthwise"),
         (nn.Conv2d(4, 4, 3, dilation=2), "dilated .2, 2"),
+        (PaddedConv2d(4, 4, 3), "PaddedConv2d computes more than nn.Conv2d"),
         (nn.Conv2d(4, 4, 3, groups=2, dilation=2), "grouped .2 groups. and it is dilated"),
         (nn.ConvTranspose2d(4, 4, 3), "0: a transposed convolution cannot"),
         (nn.Conv1d(4, 4, 3), "0: a Conv1d cannot"),

@@ -450,6 +450,23 @@ def test_gray_and_deep_pictures(tmp_path: Path) -> None:
         decode_image((tmp_path / "b/float.tiff").read_bytes(), "float")
 
 
+def test_pictures_are_turned_as_their_note_says() -> None:
+    from csr_deploy.data.folder import decode_image
+
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[:, :3] = 255
+    note = Image.Exif()
+    note[0x0112] = 6  # to be turned by 90 degrees
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", exif=note)
+    turned = decode_image(file.getvalue(), "turned")
+    np.testing.assert_array_equal(turned, np.rot90(pixels, -1))
+
+    damaged = io.BytesIO()
+    Image.fromarray(pixels).save(damaged, "PNG", exif=b"Exif\0\0no note at all")
+    np.testing.assert_array_equal(decode_image(damaged.getvalue(), "damaged"), pixels)
+
+
 def test_size_and_channels_are_found_out(tmp_path: Path) -> None:
     for index in range(5):
         for name in ("a", "b"):

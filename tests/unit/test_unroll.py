@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from csr_deploy.errors import CaptureError, GraphError, OptionError
 from csr_deploy.exporters.tflite_legalise import legalise
-from csr_deploy.nn import CSRConv2d
+from csr_deploy.nn import CSRConv2d, csrify
 from csr_deploy.unroll.capture import capture
 from csr_deploy.unroll.evaluate import run_graph
 from csr_deploy.unroll.graph import Graph, Node, build_graph
@@ -138,6 +141,164 @@ class DataDependent(nn.Module):
 def test_what_cannot_be_captured_is_named(model: nn.Module, says: str) -> None:
     with pytest.raises(CaptureError, match=says):
         capture(model, (1, 3, 8, 8) if not isinstance(model, CSRConv2d) else (1, 4, 8, 8))
+
+
+class Functional(nn.Module):
+    """A convolution, a function of the test, a linear layer."""
+
+    def __init__(self, function: Callable[[Tensor], Any], features: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.function = function
+        self.head = nn.Linear(features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.function(torch.relu(self.stem(x))))
+        return out
+
+
+IDIOMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "mean over one axis after the other": (lambda x: x.mean(3).mean(2), 6),
+    "mean over the height": (lambda x: x.mean(2).flatten(1), 6 * 8),
+    "mean of flattened pictures": (lambda x: x.flatten(2).mean(-1), 6),
+    "adaptive max-pool": (lambda x: F.adaptive_max_pool2d(x, (3, 1)).flatten(1), 18),
+    "clamp from zero": (lambda x: (x - 0.2).clamp(min=0).mean((2, 3)), 6),
+    "clamp_min": (lambda x: torch.clamp_min(x - 0.2, 0).mean((2, 3)), 6),
+    "negation": (lambda x: (-x).mean((2, 3)), 6),
+    "one channel": (lambda x: x[:, -2].flatten(1), 12 * 8),
+    "named squeeze": (lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1), 6),
+    "cast to float": (lambda x: x.mean((2, 3)).to(torch.float32).type_as(x), 6),
+    "dropout that is off": (lambda x: F.dropout(x, 0.5, training=False).mean((2, 3)), 6),
+}
+
+
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_ways_of_writing_a_network_are_understood(idiom: str) -> None:
+    function, features = IDIOMS[idiom]
+    torch.manual_seed(0)
+    model = Functional(function, features).eval()
+    x = torch.randn(2, 3, 12, 8, dtype=torch.float64)
+    # The cast is to float32 in float64 too.
+    limit = 1e-6 if idiom == "cast to float" else LIMIT
+    double = copy.deepcopy(model).double() if idiom != "cast to float" else model
+    with torch.no_grad():
+        expected = double(x if idiom != "cast to float" else x.float()).double()
+    graph = legalise(unroll(model, (1, 3, 12, 8)))
+    assert relative_error(graph, x, expected) <= limit
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(), r"(?s)batch axis is lost: \[1, 6, 1, 1\].*flatten"),
+        (lambda x: x.mean((2, 3)).view(6), "batch axis is lost"),
+        (lambda x: x.permute(1, 0, 2, 3).mean((2, 3)).t(), "moves the batch axis"),
+        (lambda x: x.permute(0, 2, 3, 1), "(?s)linear layer on 4 axes.*1×1 convolution"),
+        (lambda x: F.dropout(x, 0.5).mean((2, 3)), "(?s)drops values in evaluation too.*self.training"),
+        (lambda x: F.log_softmax(x.mean((2, 3)), 1), "(?s)log_softmax.*logits themselves"),
+        (lambda x: x.clamp(0, 1).mean((2, 3)), r"(?s)clamp to \[0, 1\].*\[0, 6\]"),
+        (lambda x: F.pad(x, (1,) * 4, mode="reflect").mean((2, 3)), "(?s)reflect.*own-network"),
+        (lambda x: (x * x.mean(1, keepdim=True)).mean((2, 3)), r"(?s)mean over axes \[1\].*height and width"),
+        (lambda x: x.half().float().mean((2, 3)), "float16"),
+        (lambda x: {"here": x}["gone"], "KeyError"),
+        (lambda x: x[99], "torch.export"),
+    ],
+)
+def test_what_cannot_be_written_gets_a_way_out(function: Callable[[Tensor], Any], says: str) -> None:
+    with pytest.raises(CaptureError, match=says) as caught:
+        capture(Functional(function), (1, 3, 12, 8))
+    assert caught.value.fix
+
+
+def _change_a_slice(x: Tensor) -> Tensor:
+    x[:, :3].mul_(2)
+    return x.mean((2, 3))
+
+
+def _change_a_view(x: Tensor) -> Tensor:
+    torch.relu_(x.view(x.shape[0], -1).sub_(0.3))
+    return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("function", [_change_a_slice, _change_a_view])
+def test_a_change_through_a_view_is_refused(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(CaptureError, match="in place"):
+        capture(Functional(function), (1, 3, 12, 8))
+
+
+def test_changes_in_place_that_nobody_else_sees_are_fine() -> None:
+    def function(x: Tensor) -> Tensor:
+        y = torch.relu_(x.sub_(0.2))
+        flat = (x + y).view(x.shape[0], 6, -1)
+        return torch.relu_(flat.sub_(0.1)).mean(2)
+
+    check_passes(Functional(function), (3, 12, 8), "stepwise")
+
+
+class Returning(nn.Module):
+    def __init__(self, shape: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.weight = nn.Parameter(torch.ones(1, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.shape(x.mean((2, 3)) * self.weight)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (lambda y: {"logits": y}, "dict"),
+        (lambda y: (y,), "tuple"),
+        (lambda y: (y, y * 2), "2 tensors"),
+        (lambda y: None, "None"),
+    ],
+)
+def test_anything_but_one_tensor_is_refused(shape: Callable[[Tensor], Any], says: str) -> None:
+    with pytest.raises(CaptureError, match=says):
+        capture(Returning(shape), (1, 3, 4, 4))
+
+
+def test_an_output_that_is_a_constant_is_refused() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * 2
+
+    with pytest.raises(CaptureError, match="does not depend"):
+        capture(Constant(), (1, 3, 4, 4))
+
+
+def test_a_layer_that_stands_in_two_places_is_one() -> None:
+    class Aliased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(6, 6, 3, padding=1)
+            self.second = self.first
+            csrify(self, ["first"], 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x))).mean((2, 3))  # type: ignore[no-any-return]
+
+    graph = check_passes(Aliased(), (6, 8, 8), "stepwise")
+    uses = Counter(n.inputs[1] for n in graph.nodes if n.op == "conv2d")
+    assert uses == {"first.cell.v": 6, "first.cell.u": 4}
+
+
+def test_a_parameter_may_be_called_like_the_input() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image = nn.Parameter(torch.rand(3, 1, 1))
+            self.head = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x * self.image).mean((2, 3))  # type: ignore[no-any-return]
+
+    check_passes(Scaled(), (3, 8, 8), "stepwise")
 
 
 def test_a_broken_graph_is_refused() -> None:

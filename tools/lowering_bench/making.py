@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from lowering_bench.stock import wrap
 from lowering_bench.subjects import STOCK, Format, Model, Variant
 
 _IMAGES = 200
+_PACKAGED = "fashion-mnist"
 _PACKAGE = Path(csr_deploy.__file__).parent
 # What every export depends on besides its checkpoint and options.
 _SOURCES = ("export.py", "unroll/**/*.py", "unroll/costs/*.json", "quantize/*.py", "exporters/base.py")
@@ -40,21 +42,34 @@ class Maker:
         kept: Told how long the work took.
         stock_python: Interpreter with the stock converters.
         shipped: Folder of trained checkpoints, which are preferred; the others have random weights.
+        data: Images that the trained networks were trained on; the others, and all without it, have packaged
+            ones.
         anyhow: Whether a model that is there is good, whatever it was made from.
     """
 
     def __init__(
-        self, out: Path, kept: Kept, stock_python: str, shipped: Path, *, anyhow: bool = False
+        self,
+        out: Path,
+        kept: Kept,
+        stock_python: str,
+        shipped: Path,
+        *,
+        data: str | None = None,
+        anyhow: bool = False,
     ) -> None:
         self._out, self._kept, self._python, self._shipped = out, kept, stock_python, shipped
-        self._anyhow = anyhow
+        self._data, self._anyhow = data, anyhow
         self._sources: dict[str, str] = {}
         self._networks: dict[str, tuple[Network, ExportData]] = {}
 
     def checkpoint(self, network: str) -> Path:
         """The shipped one, or one with random weights."""
-        shipped = self._shipped / f"{network}.pt"
-        return shipped if shipped.exists() else make_checkpoint(network, self._out / "networks")
+        if self._is_trained(network):
+            return self._shipped / f"{network}.pt"
+        return make_checkpoint(network, self._out / "networks")
+
+    def _is_trained(self, network: str) -> bool:
+        return (self._shipped / f"{network}.pt").exists()
 
     def found(self, variant: Variant) -> Model | None:
         """The model, if it has been made from what there is now."""
@@ -91,11 +106,13 @@ class Maker:
         checkpoint = hashlib.sha256(self.checkpoint(variant.network).read_bytes()).hexdigest()
         if variant.way == STOCK:
             sources = _digest([Path(stock_peer.__file__), stock_peer.CONSTRAINTS])
-            return {"checkpoint": checkpoint, "sources": sources, "images": _IMAGES}
+            images = [_IMAGES, Path(self._source(variant.network)).name]
+            return {"checkpoint": checkpoint, "sources": sources, "images": images}
         return {
             "checkpoint": checkpoint,
+            "images": Path(self._source(variant.network)).name,
             "sources": self._digest(variant.format),
-            "options": json.loads(json.dumps(asdict(_options(variant)))),
+            "options": json.loads(json.dumps(asdict(self._options(variant)))),
         }
 
     def _digest(self, form: Format) -> str:
@@ -106,21 +123,33 @@ class Maker:
         return self._sources[form.target]
 
     def _export(self, variant: Variant, folder: Path) -> None:
-        network, data = self._network(variant.network)
+        network, data = self.material(variant.network)
         target = find_target(variant.format.target)
-        export(network, target, data, folder, _options(variant), force=True)
+        export(network, target, data, folder, self._options(variant), force=True)
 
-    def _network(self, name: str) -> tuple[Network, ExportData]:
+    def _options(self, variant: Variant) -> ExportOptions:
+        # Networks that are not trained agree with nothing; what is measured does not depend on it.
+        board = variant.optimized_for
+        options = ExportOptions(lowering="auto" if board else "stepwise", agreement=0.0)
+        if not self._is_trained(variant.network):
+            options = replace(options, join_error=math.inf)
+        return replace(options, optimize_for=board) if board else options
+
+    def _source(self, network: str) -> str:
+        return self._data if self._data and self._is_trained(network) else _PACKAGED
+
+    def material(self, name: str) -> tuple[Network, ExportData]:
+        """A network, and the pictures that it is exported with."""
         path = self.checkpoint(name)
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         if content not in self._networks:
             network = Network.from_checkpoint(path)
-            self._networks[content] = network, _pictures(network)
+            self._networks[content] = network, _pictures(network, self._source(name))
         return self._networks[content]
 
     def _convert(self, variant: Variant, folder: Path) -> None:
         """Converts, and makes an artifact of the file, so that it is measured like all others."""
-        network, data = self._network(variant.network)
+        network, data = self.material(variant.network)
         assert data.calibration is not None and variant.format.stock is not None
         images = self._out / "stock" / f"{variant.network}.npy"
         images.parent.mkdir(parents=True, exist_ok=True)
@@ -139,17 +168,10 @@ def work(variant: Variant) -> str:
     return "convert" if variant.way == STOCK else "export"
 
 
-def _options(variant: Variant) -> ExportOptions:
-    # Networks that are not trained agree with nothing; what is measured does not depend on it.
-    board = variant.optimized_for
-    options = ExportOptions(lowering="auto" if board else "stepwise", agreement=0.0)
-    return replace(options, optimize_for=board) if board else options
-
-
-def _pictures(network: Network) -> ExportData:
-    """Packaged pictures at the network's size: what is measured here does not depend on them."""
-    calibration = sample(open_dataset("fashion-mnist", "train"), network.preprocessing, _IMAGES, 0)
-    parity: ImageSet = sample(open_dataset("fashion-mnist", "test"), network.preprocessing, _IMAGES, 0)
+def _pictures(network: Network, source: str = _PACKAGED) -> ExportData:
+    """Pictures of a data set, at the network's size."""
+    calibration = sample(open_dataset(source, "train"), network.preprocessing, _IMAGES, 0)
+    parity: ImageSet = sample(open_dataset(source, "test"), network.preprocessing, _IMAGES, 0)
     return ExportData(calibration, parity, None)
 
 

@@ -34,7 +34,7 @@ def import_opencv(purpose: str) -> Any:
     try:
         return importlib.import_module("cv2")
     except ImportError as error:
-        raise MissingDependencyError("opencv-python-headless", "demo", purpose) from error
+        raise MissingDependencyError("opencv-python-headless", "demo", purpose, cause=error) from error
 
 
 class _OpenCvSource(Source):
