@@ -13,7 +13,7 @@ from typing import Any
 
 from csr_deploy.exporters.mcu.compiler import ALIGNMENT
 from csr_deploy.exporters.mcu.exporter import CProject
-from csr_deploy.runtimes.native.library import INTERFACE
+from csr_deploy.runtimes.native.library import INTERFACE, KERNELS_VARIABLE
 from csr_deploy.runtimes.native.platforms import ANY_ARCHITECTURE, PLATFORMS
 from csr_deploy.runtimes.native.sources import ENTRY_HEADER, is_kernel
 from csr_deploy.types import TensorSpec
@@ -97,7 +97,8 @@ extern "C" {{
 /* JSON: interface, name, identity of the sources, compiler, arena_bytes, arena_alignment, and of input and
  * output their shape, dtype, scale and zero_point. */
 const char *{prefix}_describe(void);
-/* Architecture of the kernels that were chosen for this processor. */
+/* Architecture of the kernels that were chosen for this processor; the variable {KERNELS_VARIABLE} of the
+ * environment can name others (base, dotprod, avx2, avxvnni, avx512vnni) before the library is loaded. */
 const char *{prefix}_kernels(void);
 /* Of {prefix}_t. */
 size_t {prefix}_handle_bytes(void);
@@ -138,8 +139,13 @@ def entry_source(project: CProject, identity: str, functions: Sequence[str]) -> 
             f'#include "{ENTRY_HEADER}"',
             "",
             "#include <stdint.h>",
+            "#include <stdlib.h>",
+            "#include <string.h>",
             "#if defined(__linux__) && defined(__aarch64__)",
             "#include <sys/auxv.h>",
+            "#endif",
+            "#if defined(__x86_64__)",
+            "#include <cpuid.h>",
             "#endif",
             "",
             *_architectures(),
@@ -217,13 +223,25 @@ def _tables() -> list[str]:
 
 def _choice(prefix: str) -> list[str]:
     lines = [
+        "#if defined(CSR_WITH_AVXVNNI)",
+        "/* EAX that CPUID gives; 0 where it does not know the leaf. */",
+        "static unsigned native_cpuid(unsigned leaf, unsigned part)",
+        "{",
+        "    unsigned a = 0, b, c, d;",
+        "    return __get_cpuid_count(leaf, part, &a, &b, &c, &d) ? a : 0;",
+        "}",
+        "#endif",
+        "",
         "__attribute__((constructor)) static void choose_kernels(void)",
         "{",
+        "    /* Names the kernels to take, of those that this processor can run. */",
+        f'    const char *const only = getenv("{KERNELS_VARIABLE}");',
+        "    (void)only;",
     ]
     for variant in (v for platform in PLATFORMS for v in platform.variants[1:]):
         lines += [
             f"#ifdef CSR_WITH_{variant.name.upper()}",
-            f"    if ({variant.check}) {{",
+            f'    if ((!only || !strcmp(only, "{variant.name}")) && ({variant.check})) {{',
             f"        {prefix}_chosen_kernels = &{variant.name}_kernels;",
             "    }",
             "#endif",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from csr_deploy.runtimes.native.build import COMPILE_FLAGS, LINK_FLAGS, variant_macros
-from csr_deploy.runtimes.native.platforms import PLATFORMS
+from csr_deploy.runtimes.native.build import COMPILE_FLAGS, LINK_FLAGS, probe_source, variant_macros
+from csr_deploy.runtimes.native.platforms import PLATFORMS, Variant
 from csr_deploy.runtimes.native.sources import ENTRY, KERNEL_NAMES, is_kernel
 
 
@@ -23,8 +23,12 @@ def makefile(sources: Sequence[str], name: str, prefix: str) -> str:
     for platform in PLATFORMS:
         key = platform.key
         tables.append(f"VARIANTS_{key} := {' '.join(v.name for v in platform.variants)}")
-        tables.append(f"MACROS_{key} := {' '.join(variant_macros(platform.variants[1:]))}")
-        tables += [f"FLAGS_{key}_{v.name} := {' '.join(v.flags)}" for v in platform.variants]
+        for macro, variant in zip(variant_macros(platform.variants), platform.variants, strict=True):
+            tables.append(f"FLAGS_{key}_{variant.name} := {' '.join(variant.flags)}")
+            if variant.check:
+                tables.append(f"MACRO_{key}_{variant.name} := {macro}")
+            if variant.probe:
+                tables.append(f"PROBE_{key}_{variant.name} := {probe_source(variant).strip()}")
     return f"""# {name}: `make` on the board, or `make CROSS=aarch64-linux-gnu-` for it,
 # builds build/lib{prefix}.so, build/lib{prefix}.a and build/example.
 CROSS ?=
@@ -39,7 +43,11 @@ ARCH := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 
 # Kernels are compiled once for each variant of the processor; loading the library chooses among them.
 {chr(10).join(tables)}
-VARIANTS := $(or $(VARIANTS_$(ARCH)),base)
+# Variants that the compiler or its assembler does not know are left out.
+probe = $(CC) $(FLAGS_$(ARCH)_$(1)) -x c -c - -o /dev/null 2>/dev/null && echo $(1)
+known = $(if $(PROBE_$(ARCH)_$(1)),$(shell echo '$(PROBE_$(ARCH)_$(1))' | $(probe)),$(1))
+VARIANTS := $(foreach v,$(or $(VARIANTS_$(ARCH)),base),$(call known,$(v)))
+MACROS := $(foreach v,$(VARIANTS),$(MACRO_$(ARCH)_$(v)))
 KERNELS := {" ".join(kernels)}
 MODEL := {" ".join(others)}
 OBJECTS := $(MODEL:%.c=build/%.o) build/{ENTRY.removesuffix(".c")}.o \\
@@ -56,7 +64,7 @@ $(MODEL:%.c=build/%.o): build/%.o: src/%.c $(HEADERS)
 
 build/{ENTRY.removesuffix(".c")}.o: src/{ENTRY} $(HEADERS)
 \t@mkdir -p $(@D)
-\t$(CC) $(FLAGS_$(ARCH)_base) $(CFLAGS) -DCSR_TABLES $(MACROS_$(ARCH)) $(NAMES) -c $< -o $@
+\t$(CC) $(FLAGS_$(ARCH)_base) $(CFLAGS) -DCSR_TABLES $(MACROS) $(NAMES) -c $< -o $@
 
 define variant
 build/$(1)/%.o: src/%.c $(HEADERS)
@@ -94,9 +102,11 @@ def cmake(sources: Sequence[str], target: str, prefix: str) -> str:
     for number, platform in enumerate(PLATFORMS):
         machines = "|".join(sorted(platform.machines))
         choices.append(f'{"elseif" if number else "if"}(processor MATCHES "^({machines})$")')
-        choices.append(f"  set(variants {' '.join(v.name for v in platform.variants)})")
-        choices.append(f"  set(macros {' '.join(m[2:] for m in variant_macros(platform.variants[1:]))})")
         choices += [f"  set(flags_{v.name} {' '.join(v.flags)})" for v in platform.variants]
+        choices.append("  set(variants)")
+        choices.append("  set(macros)")
+        for macro, variant in zip(variant_macros(platform.variants), platform.variants, strict=True):
+            choices += _cmake_variant(variant, macro.removeprefix("-D"))
     return f"""cmake_minimum_required(VERSION 3.13)
 project({target} C)
 # {target} is a static library; with -DBUILD_SHARED_LIBS=ON a shared one.
@@ -104,6 +114,7 @@ set(sources {others} src/{ENTRY})
 set(kernels
 {kernels})
 string(TOLOWER "${{CMAKE_SYSTEM_PROCESSOR}}" processor)
+include(CheckCSourceCompiles)
 {chr(10).join(choices)}
 else()
   set(variants base)
@@ -133,3 +144,21 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR AND NOT CMAKE_CROSSCOMPILI
   target_link_libraries({target}_example PRIVATE {target})
 endif()
 """
+
+
+def _cmake_variant(variant: Variant, macro: str) -> list[str]:
+    """Adds a variant to the lists, where the compiler and its assembler know it."""
+    added = [f"  list(APPEND variants {variant.name})"]
+    if variant.check:
+        added.append(f"  list(APPEND macros {macro})")
+    if not variant.probe:
+        return added
+    program = f"{probe_source(variant).strip()} int main(void) {{ return 0; }}"
+    return [
+        f'  set(CMAKE_REQUIRED_FLAGS "{" ".join(variant.flags)}")',
+        f"  check_c_source_compiles([[{program}]] knows_{variant.name})",
+        "  unset(CMAKE_REQUIRED_FLAGS)",
+        f"  if(knows_{variant.name})",
+        *(f"  {line}" for line in added),
+        "  endif()",
+    ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from csr_deploy.errors import RuntimeUnavailableError
@@ -30,7 +32,7 @@ class Compiler:
     Attributes:
         command: Its program.
         version: Its first line about itself.
-        platform: What it compiles for.
+        platform: What it compiles for, with the variants that it knows.
     """
 
     command: str
@@ -44,8 +46,29 @@ def find_compiler(platform: Platform) -> Compiler | None:
     for name in names:
         if found := shutil.which(name):
             said = _call([found, "--version"], Path.cwd(), "tell its version").splitlines()
-            return Compiler(name, said[0] if said else name, platform)
+            variants = tuple(v for v in platform.variants if _knows(found, v))
+            return Compiler(name, said[0] if said else name, replace(platform, variants=variants))
     return None
+
+
+@cache
+def _knows(command: str, variant: Variant) -> bool:
+    """Whether a compiler, and the assembler that it calls, have a variant's instructions."""
+    if not variant.probe:
+        return True
+    with tempfile.TemporaryDirectory() as work:
+        source = Path(work) / "probe.c"
+        source.write_text(probe_source(variant), encoding="utf-8")
+        try:
+            _call([command, "-w", *variant.flags, "-c", source.name, "-o", "probe.o"], Path(work), "probe")
+        except RuntimeUnavailableError:
+            return False
+    return True
+
+
+def probe_source(variant: Variant) -> str:
+    """C that compiles where a variant's instructions are known."""
+    return f'__asm__("{variant.probe}");\n'
 
 
 def compile_commands(sources: NativeSources, platform: Platform) -> list[tuple[str, list[str]]]:

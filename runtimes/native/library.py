@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from csr_deploy.runtimes.native.platforms import this_platform
 
 INTERFACE = 1
 """Of `native.c`; rises when a function or a key of the description changes its meaning."""
+KERNELS_VARIABLE = "CSR_NATIVE_KERNELS"
+"""Of the environment, read at loading: the name of the variant whose kernels a library takes."""
 _ERRORS = {1: "a null pointer", 2: "the arena is not aligned", 3: "the arena is too small"}
 # Of a cache line: an arena that shares none with anything else.
 _LEAST_ALIGNMENT = 64
@@ -40,7 +43,8 @@ class NativeLibrary:
 
     Raises:
         ArtifactError: If it is truncated, or no library of the native target or of another version of it.
-        RuntimeUnavailableError: If it is for another processor or cannot be loaded.
+        RuntimeUnavailableError: If it is for another processor or cannot be loaded, or if the environment
+            names kernels that it does not have or that this processor cannot run.
     """
 
     def __init__(self, path: Path, prefix: str | None = None) -> None:
@@ -72,6 +76,21 @@ class NativeLibrary:
                 f"has interface {interface!r}; this csr-deploy knows {INTERFACE}",
                 where=str(self.path),
                 fix="Export it again, or install the csr-deploy that made it.",
+            )
+        self._check_kernels()
+
+    def _check_kernels(self) -> None:
+        wanted = os.environ.get(KERNELS_VARIABLE)
+        if wanted is None:
+            return
+        known = {variant.name: variant.architecture for variant in this_platform().variants}
+        if self.kernels != known.get(wanted):
+            took = self.kernels
+            self.close()
+            raise RuntimeUnavailableError(
+                f"has no kernels named {wanted!r} that this processor can run; it took {took}",
+                where=str(self.path),
+                fix=f"Unset ${KERNELS_VARIABLE}, or give it one of: {', '.join(known)}.",
             )
 
     def _find(self) -> dict[str, Any]:

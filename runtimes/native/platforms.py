@@ -22,12 +22,15 @@ class Variant:
         architecture: What it is compiled for, in the compiler's words.
         flags: The compiler's.
         check: C expression that tells whether this processor can run it; empty for one that all can.
+        probe: An instruction of it, in the assembler's words; empty where every compiler of the platform
+            knows the flags. A compiler or an assembler that does not know it leaves the variant out.
     """
 
     name: str
     architecture: str
     flags: tuple[str, ...]
     check: str = ""
+    probe: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,23 @@ X86_64 = Platform(
     (
         Variant("base", "x86-64", ()),
         Variant("avx2", "x86-64 with AVX2", ("-mavx2",), '__builtin_cpu_supports("avx2")'),
+        # Compilers that know the instructions do not all know their name in __builtin_cpu_supports; "avx2"
+        # asks whether the system keeps the registers.
+        Variant(
+            "avxvnni",
+            "x86-64 with AVX-VNNI",
+            ("-mavx2", "-mavxvnni"),
+            '__builtin_cpu_supports("avx2") && native_cpuid(7, 1) >> 4 & 1',
+            "{vex} vpdpbusd %ymm0, %ymm1, %ymm2",
+        ),
+        Variant(
+            "avx512vnni",
+            "x86-64 with AVX-512 VNNI",
+            ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+            '__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && '
+            '__builtin_cpu_supports("avx512vnni")',
+            "vpdpbusd %zmm0, %zmm1, %zmm2",
+        ),
     ),
     ("x86_64-linux-gnu-gcc",),
     "gcc-x86-64-linux-gnu libc6-dev-amd64-cross",

@@ -1,7 +1,9 @@
-"""Random networks for boards: packed weights in plain C, in NEON with and without SDOT, and in NumPy."""
+"""Random networks for boards: packed weights in plain C, NEON, SDOT, the variants for x86-64, and NumPy."""
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ pytest.importorskip("flatbuffers", reason="needs flatbuffers")
 from csr_deploy.exporters.mcu.compiler import compile_model, evaluate, optimise  # noqa: E402
 from csr_deploy.exporters.mcu.options import McuOptions  # noqa: E402
 from csr_deploy.exporters.mcu.reader import read_tflite  # noqa: E402
+from csr_deploy.runtimes.native.build import find_compiler  # noqa: E402
+from csr_deploy.runtimes.native.platforms import X86_64, Variant, this_platform  # noqa: E402
 from tests.mcu_graphs import RandomGraph  # noqa: E402
 from tests.mcu_host import HostCompiler  # noqa: E402
 from tests.mcu_tflite import GraphBuilder, Value  # noqa: E402
@@ -29,11 +33,33 @@ MACHINES: dict[str, dict[str, Any]] = {
         "flags": ("-O2", "-static", "-march=armv8.2-a+dotprod"),
         "runner": ("qemu-aarch64", "-cpu", "max"),
     },
+    # A runner, be it one that changes nothing, has the arena end at a page that cannot be read.
+    **{
+        variant.architecture: {"flags": ("-O2", *variant.flags), "runner": ("env",)}
+        for variant in X86_64.variants[1:]
+    },
 }
+X86_FLAGS = {"avx2": "avx2", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni"}
+"""What Linux calls the instructions of a variant."""
+
+
+def _demand(variant: Variant) -> None:
+    """Skips where this machine cannot compile or run a variant for x86-64."""
+    if platform.machine() != "x86_64":
+        pytest.skip("needs x86-64")
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    if X86_FLAGS[variant.name] not in flags:
+        pytest.skip(f"this processor has no {X86_FLAGS[variant.name]}")
+    compiler = find_compiler(this_platform())
+    if compiler is None or variant not in compiler.platform.variants:
+        pytest.skip(f"needs a compiler that knows {' '.join(variant.flags)}")
 
 
 @pytest.fixture(scope="module", params=list(MACHINES))
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HostCompiler:
+    for variant in X86_64.variants[1:]:
+        if request.param == variant.architecture:
+            _demand(variant)
     return HostCompiler(tmp_path_factory.mktemp("kernels"), **MACHINES[request.param])
 
 
@@ -120,6 +146,14 @@ class _Network:
             x, weights, scales, self._bias(x.shape[3]), out, activation="RELU" if relu else "NONE"
         )
 
+    def _depthwise(self, x: Value) -> Value:
+        kernel = (self._int(1, 5), self._int(1, 5))
+        weights = self.random.integers(-127, 128, (1, *kernel, x.shape[3])).astype(np.int8)
+        return self.graph.depthwise_conv2d(
+            x, weights, list(self.random.uniform(0.002, 0.01, x.shape[3])), self._bias(x.shape[3]),
+            (0.05, self._int(-40, 40)), stride=(self._int(1, 2), self._int(1, 2)), padding="SAME",
+        )  # fmt: skip
+
     def _sum(self, x: Value) -> Value:
         other = self._gain(x)
         return self.graph.add(x, other, (float(self.random.uniform(0.03, 0.09)), self._int(-60, 20)))
@@ -132,6 +166,10 @@ class _Network:
             x = self._recurrence(x)
         for step in (self._gain, self._sum)[: self._int(0, 2)]:
             x = step(x)
+        if self._int(0, 1):
+            x = self._depthwise(x)
+        if self._int(0, 2) == 0:
+            x = self.graph.mean(x, (1, 2), (0.03, self._int(-20, 20)))
         return self.graph.build(x)
 
 

@@ -106,23 +106,81 @@ def test_a_library_shows_its_functions_only_and_needs_an_old_libc(
         assert [int(a, 16) for a in alignments] == [1 << 16] * len(alignments) != []
 
 
-def test_all_variants_give_the_same_integers(artifact: Artifact, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", HERE.variants, ids=[v.name for v in HERE.variants])
+def test_all_variants_give_the_same_integers(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: platforms.Variant
+) -> None:
     golden = artifact.golden()
-    compiler = find_compiler(HERE)
-    assert compiler is not None
-    with open_runtime(None, artifact) as chosen:
-        best = [v.architecture for v in HERE.variants].index(chosen.settings["architecture"])
-    for variant in HERE.variants[: best + 1]:
-        only = replace(HERE, variants=(replace(variant, name="base"),))
-        place = tmp_path / variant.name
-        place.mkdir()
-        made = NativeLibrary(build_library(find_sources(artifact), replace(compiler, platform=only), place))
-        network = made.instance()
-        for one, expected in zip(artifact.encode(golden.images), golden.outputs, strict=True):
-            network.input[...] = one
-            network.run()
-            assert np.array_equal(network.output.reshape(-1), expected)
-        made.close()
+    file = carried_library(artifact, HERE.key)
+    assert file is not None
+    monkeypatch.setenv(library.KERNELS_VARIABLE, variant.name)
+    # Kernels are chosen when a file is loaded for the first time.
+    own = tmp_path / file.name
+    shutil.copy(file, own)
+    try:
+        made = NativeLibrary(own)
+    except RuntimeUnavailableError as error:
+        assert "has no kernels named" in str(error) and variant != HERE.variants[0]
+        pytest.skip(f"this processor or the compiler has no {variant.architecture}")
+    assert made.kernels == variant.architecture
+    network = made.instance()
+    for one, expected in zip(artifact.encode(golden.images), golden.outputs, strict=True):
+        network.input[...] = one
+        network.run()
+        assert np.array_equal(network.output.reshape(-1), expected)
+    made.close()
+
+
+def test_kernels_that_there_are_not(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = carried_library(artifact, HERE.key)
+    assert file is not None
+    own = tmp_path / file.name
+    shutil.copy(file, own)
+    monkeypatch.setenv(library.KERNELS_VARIABLE, "mmx")
+    with pytest.raises(RuntimeUnavailableError, match=r"no kernels named 'mmx'[\s\S]*give it one of: base"):
+        NativeLibrary(own)
+
+
+@pytest.mark.parametrize("tool", ["csr-deploy", "make", "cmake"])
+def test_a_compiler_that_does_not_know_a_variant_leaves_it_out(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    probed = [v for v in HERE.variants if v.probe]
+    if not probed or shutil.which("gcc") is None or (tool != "csr-deploy" and shutil.which(tool) is None):
+        pytest.skip(f"needs x86-64, gcc and {tool}")
+    old = tmp_path / "bin" / "gcc"
+    old.parent.mkdir()
+    old.write_text(
+        "#!/bin/sh\n"
+        'for option in "$@"; do case "$option" in\n'
+        '-mavxvnni|-mavx512vnni) echo "error: $option" >&2; exit 1;;\n'
+        f'esac; done\nexec {shutil.which("gcc")} "$@"\n'
+    )
+    old.chmod(0o755)
+    shutil.copy(old, old.with_name("cc"))
+    monkeypatch.setenv("PATH", str(old.parent), prepend=":")
+    folder = tmp_path / "project"
+    shutil.copytree(artifact.path, folder)
+    if tool == "csr-deploy":
+        compiler = find_compiler(HERE)
+        assert compiler is not None
+        assert compiler.platform.variants == tuple(v for v in HERE.variants if not v.probe)
+        made = build_library(find_sources(artifact), compiler, tmp_path)
+    elif tool == "make":
+        subprocess.run(["make", "-C", str(folder), "build/libmodel.so"], check=True, capture_output=True)
+        made = folder / "build" / "libmodel.so"
+    else:
+        build = ["-B", str(folder / "build"), "-DBUILD_SHARED_LIBS=ON", f"-DCMAKE_C_COMPILER={old}"]
+        for command in (["cmake", "-S", str(folder), *build], ["cmake", "--build", str(folder / "build")]):
+            subprocess.run(command, check=True, capture_output=True)
+        (made,) = (folder / "build").glob("lib*.so")
+    content = made.read_bytes()
+    assert all(v.architecture.encode() not in content for v in probed)
+    opened_library = NativeLibrary(made, "model")
+    assert opened_library.kernels in [v.architecture for v in HERE.variants if not v.probe]
+    opened_library.close()
 
 
 def test_a_prefix(tmp_path: Path) -> None:

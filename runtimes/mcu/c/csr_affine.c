@@ -1,5 +1,6 @@
 #include "csr_mcu.h"
 #include "csr_neon.h"
+#include "csr_x86.h"
 
 #if defined(CSR_MVE)
 
@@ -103,6 +104,48 @@ static uint32_t eights(const csr_affine *op, const int8_t *in, int8_t *out)
             const int32x4_t hi = scaled4(vaddw_high_s16(k.bias[1], product), &k, 1);
             csr_put8(&to, step, csr_bytes8(lo, hi, zero, low, high));
         }
+    }
+    return c;
+}
+
+#elif defined(CSR_X86)
+
+/* Some channels of all pixels, four pixels at a time. */
+CSR_INLINE void columns(const csr_affine *op, uint32_t c, uint32_t lanes, const int8_t *in, int8_t *out)
+{
+    const csr_channel_quant *q = op->quant;
+    const csr_vector gain = csr_load_bytes(op->gain + c, lanes), bias = csr_load_lanes(q->bias + c, lanes);
+    const csr_scaling scale =
+        csr_scaling_of(csr_load_lanes(q->multiplier + c, lanes), csr_load_bytes(q->shift + c, lanes));
+    const csr_vector zero = CSR_V(set1_epi16)(q->out_zero), low = CSR_V(set1_epi8)(q->low);
+    const csr_vector high = CSR_V(set1_epi8)(q->high);
+    const ptrdiff_t step = op->channels;
+    uint32_t left;
+#define CSR_VALUES(from)                                                                                       \
+    csr_scaled(CSR_V(add_epi32)(CSR_V(mullo_epi32)(csr_load_bytes(from, lanes), gain), bias), &scale)
+    for (left = op->pixels; left >= 4; left -= 4, in += 4 * step, out += 4 * step) {
+        csr_store_rows(out, step,
+                       csr_bytes(CSR_VALUES(in), CSR_VALUES(in + step), CSR_VALUES(in + 2 * step),
+                                 CSR_VALUES(in + 3 * step), zero, low, high),
+                       lanes);
+    }
+    for (; left; left--, in += step, out += step) {
+        const csr_vector one = CSR_VALUES(in);
+        csr_store_bytes(out, csr_bytes(one, one, one, one, zero, low, high), lanes);
+    }
+#undef CSR_VALUES
+}
+
+/* As many channels as can be; gives how many. */
+static uint32_t eights(const csr_affine *op, const int8_t *in, int8_t *out)
+{
+    uint32_t c;
+    for (c = 0; c + CSR_LANES <= op->channels; c += CSR_LANES) {
+        columns(op, c, CSR_LANES, in + c, out + c);
+    }
+    if (c + CSR_LEAST_LANES <= op->channels) {
+        columns(op, c, op->channels - c, in + c, out + c);
+        c = op->channels;
     }
     return c;
 }

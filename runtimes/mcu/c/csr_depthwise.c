@@ -1,5 +1,6 @@
 #include "csr_mcu.h"
 #include "csr_neon.h"
+#include "csr_x86.h"
 
 /* A pixel is written before the next one's window is read, channel by channel: the output may lie on the input as
  * far as nothing is read any more. */
@@ -656,10 +657,13 @@ static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, uint32_
     }
 }
 
-#elif defined(CSR_NEON)
+#elif defined(CSR_NEON) || defined(CSR_X86)
+
+#define CSR_MAX_TAPS 64
+
+#if defined(CSR_NEON)
 
 #define CSR_FAST_CHANNELS 8
-#define CSR_MAX_TAPS 64
 
 /* What eight channels need. */
 typedef struct {
@@ -697,13 +701,63 @@ CSR_INLINE int8x8_t eight(const csr_depthwise *op, const int8_t *const *taps, ui
                       vdup_n_s8(q->high));
 }
 
+/* As many channels of a pixel as can be; gives how many. */
+CSR_INLINE uint32_t channels_at_once(const csr_depthwise *op, const int8_t *const *taps, uint32_t count, int8_t *to)
+{
+    const uint32_t whole = op->window->channels & ~UINT32_C(7);
+    uint32_t c;
+    for (c = 0; c < whole; c += 8) {
+        vst1_s8(to + c, eight(op, taps, count, c));
+    }
+    return whole;
+}
+
+#else
+
+#define CSR_FAST_CHANNELS CSR_LEAST_LANES
+
+/* Scaled sums of some channels of a pixel; a tap without a pointer is outside of the picture. */
+CSR_INLINE csr_vector lanes_of(const csr_depthwise *op, const int8_t *const *taps, uint32_t count, uint32_t c,
+                               uint32_t lanes)
+{
+    const csr_channel_quant *q = op->quant;
+    const csr_vector outside = CSR_V(set1_epi32)(q->in_zero);
+    const int8_t *weights = op->weights + c;
+    csr_vector sum = csr_load_lanes(q->bias + c, lanes);
+    csr_scaling scale;
+    uint32_t i;
+    for (i = 0; i < count; i++, weights += op->window->channels) {
+        const csr_vector x = taps[i] ? csr_load_bytes(taps[i] + c, lanes) : outside;
+        sum = CSR_V(add_epi32)(sum, CSR_V(mullo_epi32)(x, csr_load_bytes(weights, lanes)));
+    }
+    scale = csr_scaling_of(csr_load_lanes(q->multiplier + c, lanes), csr_load_bytes(q->shift + c, lanes));
+    return csr_scaled(sum, &scale);
+}
+
+/* As many channels of a pixel as can be; gives how many. */
+CSR_INLINE uint32_t channels_at_once(const csr_depthwise *op, const int8_t *const *taps, uint32_t count, int8_t *to)
+{
+    const csr_channel_quant *q = op->quant;
+    const csr_vector zero = CSR_V(set1_epi16)(q->out_zero), low = CSR_V(set1_epi8)(q->low);
+    const csr_vector high = CSR_V(set1_epi8)(q->high);
+    const uint32_t channels = op->window->channels;
+    uint32_t c = 0;
+    while (c + CSR_LEAST_LANES <= channels) {
+        const uint32_t left = channels - c, lanes = left < CSR_LANES ? left : CSR_LANES;
+        const csr_vector one = lanes_of(op, taps, count, c, lanes);
+        csr_store_bytes(to + c, csr_bytes(one, one, one, one, zero, low, high), lanes);
+        c += lanes;
+    }
+    return c;
+}
+
+#endif
+
 static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, void *scratch)
 {
     const csr_window *w = op->window;
-    const uint32_t whole = w->channels & ~UINT32_C(7);
     const int8_t *taps[CSR_MAX_TAPS];
     int32_t oy, ox, ky, kx;
-    uint32_t c;
     (void)scratch;
     for (oy = 0; oy < w->out_height; oy++) {
         for (ox = 0; ox < w->out_width; ox++) {
@@ -718,10 +772,7 @@ static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, void *s
                     *tap++ = inside ? in + y * w->in_row + x * w->in_pixel : NULL;
                 }
             }
-            for (c = 0; c < whole; c += 8) {
-                vst1_s8(to + c, eight(op, taps, (uint32_t)(tap - taps), c));
-            }
-            plain_pixel(op, in, y0, x0, (int32_t)whole, to);
+            plain_pixel(op, in, y0, x0, (int32_t)channels_at_once(op, taps, (uint32_t)(tap - taps), to), to);
         }
     }
 }

@@ -1,5 +1,6 @@
 #include "csr_mcu.h"
 #include "csr_neon.h"
+#include "csr_x86.h"
 
 #if defined(CSR_NEON)
 
@@ -28,6 +29,22 @@ static void eight_sums(const csr_mean *op, const int8_t *in, int32_t *sums)
     vst1q_s32(sums + 4, hi);
 }
 
+#elif defined(CSR_X86)
+
+/* Sums of eight channels side by side. */
+static void eight_sums(const csr_mean *op, const int8_t *in, int32_t *sums)
+{
+    __m256i sum = _mm256_set1_epi32(op->bias);
+    uint32_t y, x;
+    for (y = 0; y < op->rows; y++, in += op->row) {
+        const int8_t *from = in;
+        for (x = 0; x < op->pixels; x++, from += op->pixel) {
+            sum = _mm256_add_epi32(sum, _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+        }
+    }
+    _mm256_storeu_si256((__m256i *)sums, sum);
+}
+
 #endif
 
 void csr_mean_s8(const csr_mean *op, const int8_t *in, int8_t *out)
@@ -38,7 +55,7 @@ void csr_mean_s8(const csr_mean *op, const int8_t *in, int8_t *out)
         const int8_t *channel = in;
         int8_t *to = out;
         c = 0;
-#if defined(CSR_NEON)
+#if defined(CSR_NEON) || defined(CSR_X86)
         for (; op->in_channel == 1 && c + 8 <= op->channels; c += 8, channel += 8) {
             int32_t sums[8];
             uint32_t i;

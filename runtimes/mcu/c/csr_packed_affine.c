@@ -1,5 +1,6 @@
 #include "csr_mcu.h"
 #include "csr_neon.h"
+#include "csr_x86.h"
 
 #if defined(CSR_NEON)
 
@@ -64,6 +65,45 @@ static uint32_t vectors(const csr_packed_affine *op, const int8_t *in, int8_t *o
     uint32_t c;
     for (c = 0; c + 16 <= op->channels; c += 16) {
         of[op->narrow != NULL][op->right - 4](op, c, in + c, out + c);
+    }
+    return c;
+}
+
+#elif defined(CSR_X86)
+
+/* Some channels of all pixels, four pixels at a time. */
+CSR_INLINE void columns(const csr_packed_affine *op, uint32_t c, uint32_t lanes, const int8_t *in, int8_t *out)
+{
+    const csr_vector factor = csr_load_lanes(op->factor + c, lanes), bias = csr_load_lanes(op->bias + c, lanes);
+    const csr_vector low = CSR_V(set1_epi8)(op->low), high = CSR_V(set1_epi8)(op->high), none = csr_none();
+    const __m128i right = _mm_cvtsi32_si128(16 + op->right);
+    const ptrdiff_t step = op->channels;
+    uint32_t left;
+#define CSR_LINE(from)                                                                                         \
+    CSR_V(sra_epi32)(CSR_V(add_epi32)(CSR_V(mullo_epi32)(csr_load_bytes(from, lanes), factor), bias), right)
+    for (left = op->pixels; left >= 4; left -= 4, in += 4 * step, out += 4 * step) {
+        csr_store_rows(out, step,
+                       csr_bytes(CSR_LINE(in), CSR_LINE(in + step), CSR_LINE(in + 2 * step), CSR_LINE(in + 3 * step),
+                                 none, low, high),
+                       lanes);
+    }
+    for (; left; left--, in += step, out += step) {
+        const csr_vector one = CSR_LINE(in);
+        csr_store_bytes(out, csr_bytes(one, one, one, one, none, low, high), lanes);
+    }
+#undef CSR_LINE
+}
+
+/* As many channels as can be; gives how many. */
+static uint32_t vectors(const csr_packed_affine *op, const int8_t *in, int8_t *out)
+{
+    uint32_t c;
+    for (c = 0; c + CSR_LANES <= op->channels; c += CSR_LANES) {
+        columns(op, c, CSR_LANES, in + c, out + c);
+    }
+    if (c + CSR_LEAST_LANES <= op->channels) {
+        columns(op, c, op->channels - c, in + c, out + c);
+        c = op->channels;
     }
     return c;
 }

@@ -59,7 +59,7 @@ void csr_packed_cell_s8(const csr_packed_cell *op, const int8_t *x, int8_t *h, v
         parts[0].weights = op->u;
         parts[1].base = from;
         parts[1].weights = op->v;
-        for (f = 0, block = 0; f < op->filters; f += CSR_BLOCK, block++) {
+        for (f = 0, block = 0; f < op->filters; f += CSR_MOST_FILTERS, block += CSR_MOST_FILTERS / CSR_BLOCK) {
             const uint32_t filters = op->filters - f;
             const int32_t *start = bias + f;
             csr_units units;
@@ -76,9 +76,9 @@ void csr_packed_cell_s8(const csr_packed_cell *op, const int8_t *x, int8_t *h, v
             to.base = h + f;
             state.base = t + 1 < op->steps ? s.memory[t & 1] + s.inside + f : NULL;
             csr_block_run(t ? parts : parts + 1, t ? 2 : 1, start, &units, &scale, to, state, w->out_height,
-                          w->out_width, filters < CSR_BLOCK ? filters : CSR_BLOCK);
-            parts[0].weights += csr_block_bytes(&parts[0]);
-            parts[1].weights += csr_block_bytes(&parts[1]);
+                          w->out_width, filters < CSR_MOST_FILTERS ? filters : CSR_MOST_FILTERS);
+            parts[0].weights += CSR_MOST_FILTERS / CSR_BLOCK * csr_block_bytes(&parts[0]);
+            parts[1].weights += CSR_MOST_FILTERS / CSR_BLOCK * csr_block_bytes(&parts[1]);
         }
     }
 }

@@ -21,15 +21,15 @@ void csr_packed_conv_s8(const csr_packed_conv *op, const int8_t *in, int8_t *out
         part.base = op->rows ? csr_surround(w, in, op->in_zero, y, high, w->channels, (int8_t *)scratch, &part)
                              : csr_in_place(w, in, y, &part);
         part.weights = op->weights;
-        for (f = 0, block = 0; f < op->filters; f += CSR_BLOCK, block++) {
+        for (f = 0, block = 0; f < op->filters; f += CSR_MOST_FILTERS, block += CSR_MOST_FILTERS / CSR_BLOCK) {
             const uint32_t filters = op->filters - f;
             scale.multiplier = op->multiplier + f;
             scale.shift = op->shift + f;
             part.three = op->three + block * csr_chunks(&part);
             to.base = out + (ptrdiff_t)y * to.row + f;
             csr_block_run(&part, 1, op->bias + f, NULL, &scale, to, none, high, w->out_width,
-                          filters < CSR_BLOCK ? filters : CSR_BLOCK);
-            part.weights += csr_block_bytes(&part);
+                          filters < CSR_MOST_FILTERS ? filters : CSR_MOST_FILTERS);
+            part.weights += CSR_MOST_FILTERS / CSR_BLOCK * csr_block_bytes(&part);
         }
     }
 }

@@ -88,6 +88,25 @@ size_t csr_chunks(const csr_part *part)
     return (size_t)part->height * ((part->groups + CSR_CHUNK - 1) / CSR_CHUNK);
 }
 
+/* --- blocks --- */
+
+/* What a block is made of and where it goes. */
+typedef struct {
+    const csr_part *parts;
+    uint32_t count;
+    const int32_t *bias;
+    const csr_units *units;
+    const csr_scale *scale;
+    csr_target out, state;
+    uint32_t height, width, filters;
+} csr_block;
+
+#if defined(CSR_X86)
+
+#include "csr_packed_x86.h"
+
+#else
+
 /* --- from sums to int8 --- */
 
 #if defined(CSR_NEON)
@@ -231,18 +250,7 @@ static void change_units(csr_tile *t, const csr_units *u)
 
 #endif
 
-/* --- blocks --- */
-
-/* What a block is made of and where it goes. */
-typedef struct {
-    const csr_part *parts;
-    uint32_t count;
-    const int32_t *bias;
-    const csr_units *units;
-    const csr_scale *scale;
-    csr_target out, state;
-    uint32_t height, width, filters;
-} csr_block;
+/* --- tiles --- */
 
 #if defined(CSR_NEON)
 
@@ -402,20 +410,27 @@ static void run_raster(const csr_block *b)
     }
 }
 
+static void csr_run(const csr_block *b)
+{
+    if (b->width < CSR_TILE) {
+        run_raster(b);
+        return;
+    }
+#if defined(CSR_NEON)
+    if (b->scale->mode != CSR_GENERAL && is_three(b->parts) && is_three(b->parts + b->count - 1)) {
+        run_three(b);
+        return;
+    }
+#endif
+    run_rows(b);
+}
+
+#endif
+
 void csr_block_run(const csr_part *parts, uint32_t count, const int32_t *bias, const csr_units *units,
                    const csr_scale *scale, csr_target out, csr_target state, uint32_t height, uint32_t width,
                    uint32_t filters)
 {
     const csr_block b = {parts, count, bias, units, scale, out, state, height, width, filters};
-    if (width < CSR_TILE) {
-        run_raster(&b);
-        return;
-    }
-#if defined(CSR_NEON)
-    if (scale->mode != CSR_GENERAL && is_three(parts) && is_three(parts + count - 1)) {
-        run_three(&b);
-        return;
-    }
-#endif
-    run_rows(&b);
+    csr_run(&b);
 }

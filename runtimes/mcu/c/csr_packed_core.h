@@ -9,6 +9,13 @@
 /* Bytes behind a picture that may be read. */
 #define CSR_SLACK 16
 
+/* Filters that csr_block_run takes at most. */
+#if defined(CSR_AVX512)
+#define CSR_MOST_FILTERS (2 * CSR_BLOCK)
+#else
+#define CSR_MOST_FILTERS CSR_BLOCK
+#endif
+
 /* Where output pixels go. */
 typedef struct {
     int8_t *base;
@@ -32,8 +39,8 @@ void csr_part_of(const csr_window *w, csr_part *part);
 size_t csr_block_bytes(const csr_part *part);
 /* Chunks of channels of all rows of a kernel. */
 size_t csr_chunks(const csr_part *part);
-/* Eight filters over height × width pixels: `count` parts, one or two, to `out` and, where its base is given, to
- * `state`. `filters` of them count. */
+/* Up to CSR_MOST_FILTERS filters over height × width pixels: `count` parts, one or two, to `out` and, where its base
+ * is given, to `state`. */
 void csr_block_run(const csr_part *parts, uint32_t count, const int32_t *bias, const csr_units *units,
                    const csr_scale *scale, csr_target out, csr_target state, uint32_t height, uint32_t width,
                    uint32_t filters);

@@ -1,5 +1,6 @@
 #include "csr_mcu.h"
 #include "csr_neon.h"
+#include "csr_x86.h"
 
 static void sum_rest(const csr_packed_sum *q, const int8_t *a, const int8_t *b, ptrdiff_t b_step, int8_t *out,
                      uint32_t count)
@@ -57,6 +58,46 @@ static uint32_t sum_span(const csr_packed_sum *q, const int8_t *a, const int8_t 
         return sum_vectors_6(q, a, b, repeat, out, count);
     }
     return q->right == 5 ? sum_vectors_5(q, a, b, repeat, out, count) : sum_vectors_4(q, a, b, repeat, out, count);
+}
+
+#elif defined(CSR_X86)
+
+CSR_INLINE csr_vector sums(const csr_packed_sum *q, const int8_t *a, const int8_t *b, int repeat)
+{
+    const csr_vector y = repeat ? CSR_V(set1_epi32)(*b) : csr_load_bytes(b, CSR_LANES);
+    const csr_vector x = CSR_V(mullo_epi32)(csr_load_bytes(a, CSR_LANES), CSR_V(set1_epi32)(q->factor_a));
+    const csr_vector sum = CSR_V(add_epi32)(x, CSR_V(mullo_epi32)(y, CSR_V(set1_epi32)(q->factor_b)));
+    return CSR_V(sra_epi32)(CSR_V(add_epi32)(sum, CSR_V(set1_epi32)(q->bias)), _mm_cvtsi32_si128(16 + q->right));
+}
+
+CSR_INLINE uint32_t sum_vectors(const csr_packed_sum *q, const int8_t *a, const int8_t *b, int repeat, int8_t *out,
+                                uint32_t count)
+{
+    const csr_vector low = CSR_V(set1_epi8)(q->low), high = CSR_V(set1_epi8)(q->high), none = csr_none();
+    const ptrdiff_t step = repeat ? 0 : CSR_LANES;
+    uint32_t left;
+    for (left = count; left >= 4 * CSR_LANES; left -= 4 * CSR_LANES) {
+        csr_store(out, csr_bytes(sums(q, a, b, repeat), sums(q, a + CSR_LANES, b + step, repeat),
+                                 sums(q, a + 2 * CSR_LANES, b + 2 * step, repeat),
+                                 sums(q, a + 3 * CSR_LANES, b + 3 * step, repeat), none, low, high));
+        a += 4 * CSR_LANES;
+        b += 4 * step;
+        out += 4 * CSR_LANES;
+    }
+    for (; left >= CSR_LANES; left -= CSR_LANES) {
+        const csr_vector sum = sums(q, a, b, repeat);
+        csr_store_bytes(out, csr_bytes(sum, sum, sum, sum, none, low, high), CSR_LANES);
+        a += CSR_LANES;
+        b += step;
+        out += CSR_LANES;
+    }
+    return count - left;
+}
+
+static uint32_t sum_span(const csr_packed_sum *q, const int8_t *a, const int8_t *b, int repeat, int8_t *out,
+                         uint32_t count)
+{
+    return repeat ? sum_vectors(q, a, b, 1, out, count) : sum_vectors(q, a, b, 0, out, count);
 }
 
 #else

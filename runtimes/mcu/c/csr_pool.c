@@ -1,5 +1,6 @@
 #include "csr_mcu.h"
 #include "csr_neon.h"
+#include "csr_x86.h"
 
 /* The part of an output pixel's window that lies in the picture; never empty. */
 typedef struct {
@@ -73,6 +74,16 @@ static void largest(const csr_pool *op, csr_patch p, int8_t *to)
         vst1q_s8(to + c, vminq_s8(vmaxq_s8(most, vdupq_n_s8(op->low)), vdupq_n_s8(op->high)));
     }
 #endif
+#if defined(CSR_X86)
+    for (; c + 16 <= channels; c += 16) {
+        __m128i most = _mm_set1_epi8(-128);
+        CSR_EACH(p, c) {
+            most = _mm_max_epi8(most, _mm_loadu_si128((const __m128i *)from));
+        }
+        most = _mm_min_epi8(_mm_max_epi8(most, _mm_set1_epi8(op->low)), _mm_set1_epi8(op->high));
+        _mm_storeu_si128((__m128i *)(to + c), most);
+    }
+#endif
     for (; c < channels; c++) {
         int32_t most = -128;
         CSR_EACH(p, c) {
@@ -110,6 +121,19 @@ static void average(const csr_pool *op, csr_patch p, int8_t *to)
             for (i = 0; i < 8 && c + i < channels; i++) {
                 to[c + i] = (int8_t)mean(op, each[i], count);
             }
+        }
+    }
+#endif
+#if defined(CSR_X86)
+    for (; c + 8 <= channels; c += 8) {
+        __m256i sums = _mm256_setzero_si256();
+        int32_t each[8], i;
+        CSR_EACH(p, c) {
+            sums = _mm256_add_epi32(sums, _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+        }
+        _mm256_storeu_si256((__m256i *)each, sums);
+        for (i = 0; i < 8; i++) {
+            to[c + i] = (int8_t)mean(op, each[i], count);
         }
     }
 #endif

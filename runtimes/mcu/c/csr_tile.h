@@ -5,12 +5,14 @@
  * stream whatever the processor. Pictures are read without bounds: what lies beside them is copied there before
  * (csr_packed_core.h).
  *
- * Three ways to the same sums: SDOT (Armv8.2 with dot products), SMULL with SADALP (any Armv8-A), and plain C.
+ * Three ways to the same sums: SDOT (Armv8.2 with dot products), SMULL with SADALP (any Armv8-A), and plain C; x86-64
+ * has tiles of its own (csr_packed_x86.h).
  */
 #ifndef CSR_TILE_H
 #define CSR_TILE_H
 
 #include "csr_neon.h"
+#include "csr_x86.h"
 
 #define CSR_BLOCK 8 /* filters */
 #define CSR_GROUP 4 /* channels */
@@ -49,6 +51,8 @@ enum {
     CSR_SIGNED = 2, /* int8 is the clamp, all shifts are to the right, by one or more */
     CSR_GENERAL = 3
 };
+
+#if !defined(CSR_X86)
 
 #if defined(CSR_NEON)
 
@@ -307,5 +311,7 @@ CSR_INLINE void csr_tile_window(csr_tile *t, const csr_part *part, const int8_t 
         }
     }
 }
+
+#endif
 
 #endif
