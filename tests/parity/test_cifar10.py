@@ -19,8 +19,10 @@ from tests.trt_models import rtx
 
 MODELS = Path(__file__).parents[2] / "demos" / "models"
 NETWORKS = sorted(p for p in MODELS.glob("*.pt") if not p.name.startswith("fashion-"))
-LARGEST_DROP = {"resnet56": 0.005, "resnet56-csr2": 0.010}
-"""Top-1 of int8 below float on all 10,000 test images."""
+FIRST = {"resnet56", "resnet56-csr2"}
+LARGEST_DROP = {"resnet56": 0.005}
+"""Top-1 of int8 below float on all 10,000 test images, where it is less than `DROP`."""
+DROP = 0.010
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda p: p.stem)
@@ -55,7 +57,7 @@ def for_tensorrt(
 
 
 def test_both_networks_are_shipped() -> None:
-    assert {p.stem for p in NETWORKS} >= set(LARGEST_DROP)
+    assert {p.stem for p in NETWORKS} >= FIRST
 
 
 def test_the_gate_was_passed_on_real_pictures(artifact: Artifact) -> None:
@@ -74,6 +76,15 @@ def equal_in_both(artifact: Artifact, images: np.ndarray) -> None:
 
 def test_the_same_integers_in_reference_kernels_and_tflite_micro(artifact: Artifact, few: ImageSet) -> None:
     equal_in_both(artifact, few.images[:10])
+
+
+@pytest.mark.full
+def test_onnx_passes_its_gate(network: Network, cifar10_path: Path, tmp_path: Path) -> None:
+    """States of resnet56-t4 grow along t: joined with x they would leave it a few values."""
+    options = ExportOptions()
+    data = load_export_data(network, str(cifar10_path), options, quantized=True)
+    made = export(network, TARGETS["onnx-int8"], data, tmp_path / "made", options)
+    assert made.parity["top1_agreement"] >= 0.95
 
 
 @pytest.mark.full
@@ -115,4 +126,4 @@ def test_accuracy_on_all_test_images(network: Network, artifact: Artifact, cifar
         integer = float((runtime.logits(images).argmax(1) == labels).mean())
     # Training evaluates in bfloat16 where the CPU has it, so the record may be off by a few pictures.
     assert abs(exact - network.source["metrics"]["test_top1"]) <= 0.002
-    assert exact - integer <= LARGEST_DROP[network.name]
+    assert exact - integer <= LARGEST_DROP.get(network.name, DROP)
