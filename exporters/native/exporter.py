@@ -24,13 +24,13 @@ from csr_deploy.exporters.mcu.exporter import (
 from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.exporters.mcu.project import example
 from csr_deploy.exporters.native.entry import (
-    called_kernels,
     entry_header,
     entry_source,
     kernel_functions,
     kernel_names,
 )
 from csr_deploy.exporters.native.project import cmake, makefile
+from csr_deploy.exporters.native.team import team_kernels, team_of
 from csr_deploy.runtimes import open_runtime
 from csr_deploy.runtimes.native.build import Compiler, build_library, find_compiler
 from csr_deploy.runtimes.native.platforms import AARCH64, Platform, this_platform
@@ -40,11 +40,14 @@ from csr_deploy.runtimes.native.sources import (
     ENTRY_HEADER,
     FOLDER,
     KERNEL_NAMES,
+    POOL,
     NativeSources,
     identify,
     is_kernel,
 )
 
+SOURCES = Path(__file__).resolve().parents[2] / "runtimes" / "native" / "c"
+"""Hand-written C beside the kernels."""
 OPTIONS = McuOptions(cpu="aarch64", fuse_requantize=True)
 """Where none are given."""
 
@@ -66,8 +69,10 @@ def write_project(project: CProject, folder: Path) -> Mapping[str, Any]:
         RuntimeUnavailableError: If a compiler fails.
     """
     prefix = project.options.prefix
-    files = source_files(project)
-    called = called_kernels(project)
+    files = source_files(project, team_of(project.program))
+    for header_or_source in (f"{POOL}.h", f"{POOL}.c"):
+        files[header_or_source] = (SOURCES / header_or_source).read_text(encoding="utf-8")
+    called = team_kernels(project.program)
     files[KERNEL_NAMES] = kernel_names(kernel_functions(files), called, prefix)
     files[ENTRY_HEADER] = entry_header(prefix)
     identity = identify((name, hashlib.sha256(text.encode()).hexdigest()) for name, text in files.items())
