@@ -68,6 +68,11 @@ def write_project(project: CProject, folder: Path) -> Mapping[str, Any]:
     Raises:
         RuntimeUnavailableError: If a compiler fails.
     """
+    return _build(write_sources(project, folder), folder)
+
+
+def write_sources(project: CProject, folder: Path) -> NativeSources:
+    """Writes sources and project files."""
     prefix = project.options.prefix
     files = source_files(project, team_of(project.program))
     for header_or_source in (f"{POOL}.h", f"{POOL}.c"):
@@ -89,7 +94,7 @@ def write_project(project: CProject, folder: Path) -> Mapping[str, Any]:
     )
     kernels = tuple(name for name in compiled if is_kernel(name))
     others = tuple(name for name in compiled if not is_kernel(name))
-    return _build(NativeSources(folder / FOLDER, prefix, kernels, others, identity), folder)
+    return NativeSources(folder / FOLDER, prefix, kernels, others, identity)
 
 
 def _build(sources: NativeSources, folder: Path) -> dict[str, Any]:
