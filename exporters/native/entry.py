@@ -13,7 +13,7 @@ from typing import Any
 
 from csr_deploy.exporters.mcu.compiler import ALIGNMENT
 from csr_deploy.exporters.mcu.exporter import CProject
-from csr_deploy.exporters.native.team import own_scratch
+from csr_deploy.exporters.native.team import own_bytes
 from csr_deploy.runtimes.native.library import INTERFACE, MOST_THREADS
 from csr_deploy.runtimes.native.platforms import ANY_ARCHITECTURE, PLATFORMS
 from csr_deploy.runtimes.native.sources import ENTRY_HEADER, POOL, is_kernel
@@ -109,10 +109,11 @@ enum {{
     {m}_ERROR_START = 5    /* a thread or its memory is not to be had */
 }};
 
-/* By how many threads {prefix}_run computes, the calling one among them; 1 after {prefix}_init. The same bytes come out.
- * Where there is an error it stays as it was. Threads sleep between runs and take memory of their own; with 1 they end,
- * which has to come before the model's memory is given up or the library is closed. A child after fork() has none of them: it
- * computes alone until it calls this itself. */
+/* By how many threads {prefix}_run computes, the calling one among them; 1 after {prefix}_init. The same
+ * bytes come out. Where there is an error it stays as it was. Threads sleep between runs and take memory
+ * of their own; 1 ends them, which has to come before the model is initialised again, its memory is given
+ * up, or the library is closed. A child after fork() has none of them: it computes alone until it calls
+ * this itself. Never while the model runs. */
 int {prefix}_set_threads({prefix}_t *model, int threads);
 
 #ifdef __cplusplus
@@ -192,12 +193,12 @@ def entry_source(project: CProject, identity: str, functions: Sequence[str]) -> 
             f"    return sizeof({prefix}_t);",
             "}",
             "",
-            *_threads(prefix, own_scratch(project.program)),
+            *_threads(prefix, own_bytes(project.program)),
         ]
     )
 
 
-def _threads(prefix: str, scratch: int) -> list[str]:
+def _threads(prefix: str, own: int) -> list[str]:
     m = prefix.upper()
     return [
         f"int {prefix}_set_threads({prefix}_t *model, int threads)",
@@ -209,7 +210,7 @@ def _threads(prefix: str, scratch: int) -> list[str]:
         f"    if (threads < 1 || threads > {m}_MOST_THREADS) {{",
         f"        return {m}_ERROR_THREADS;",
         "    }",
-        f"    if (threads > 1 && !(pool = native_pool_new((uint32_t)threads, {scratch}))) {{",
+        f"    if (threads > 1 && !(pool = native_pool_new((uint32_t)threads, {own}))) {{",
         f"        return {m}_ERROR_START;",
         "    }",
         "    native_pool_free(model->pool);",

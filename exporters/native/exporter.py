@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csr_deploy.artifact import Artifact
+from csr_deploy.exporters.mcu.emit import KERNELS
 from csr_deploy.exporters.mcu.exporter import (
     CProject,
     CTarget,
@@ -46,8 +47,9 @@ from csr_deploy.runtimes.native.sources import (
     is_kernel,
 )
 
-SOURCES = Path(__file__).resolve().parents[2] / "runtimes" / "native" / "c"
-"""Hand-written C beside the kernels."""
+_FOLDER = Path(__file__).resolve().parents[2] / "runtimes" / "native" / "c"
+_FILES = (KERNELS / "csr_team.h", _FOLDER / f"{POOL}.h", _FOLDER / f"{POOL}.c")
+"""Hand-written C that every model has beside its kernels."""
 OPTIONS = McuOptions(cpu="aarch64", fuse_requantize=True)
 """Where none are given."""
 
@@ -75,8 +77,7 @@ def write_sources(project: CProject, folder: Path) -> NativeSources:
     """Writes sources and project files."""
     prefix = project.options.prefix
     files = source_files(project, team_of(project.program))
-    for header_or_source in (f"{POOL}.h", f"{POOL}.c"):
-        files[header_or_source] = (SOURCES / header_or_source).read_text(encoding="utf-8")
+    files |= {path.name: path.read_text(encoding="utf-8") for path in _FILES}
     called = team_kernels(project.program)
     files[KERNEL_NAMES] = kernel_names(kernel_functions(files), called, prefix)
     files[ENTRY_HEADER] = entry_header(prefix)

@@ -21,6 +21,8 @@ _LEAST = 4096
 _MACS = 8
 """Multiply-accumulates an instruction."""
 _CONV, _CELL = "csr_packed_conv_s8", "csr_packed_cell_s8"
+_MOST_ROWS = 128
+"""Of an output, whatever its stride, that `csr_team_window` splits."""
 _TEAM_KERNELS = {_CONV: "csr_team_conv_s8", _CELL: "csr_team_cell_s8"}
 """Kernels that share their work themselves."""
 _LOOPS = {
@@ -52,9 +54,13 @@ def team_kernels(program: Program) -> tuple[str, ...]:
     return tuple(sorted({_kernel(program, call) for call in program.calls}))
 
 
-def own_scratch(program: Program) -> int:
-    """Bytes that every thread but the first has for itself."""
-    return max((call.scratch for call in program.calls if call.kernel in _TEAM_KERNELS), default=0)
+def own_bytes(program: Program) -> int:
+    """Bytes that every thread has for itself where there are several."""
+    scratch = (call.scratch for call in program.calls if call.kernel in _TEAM_KERNELS)
+    pictures = [_target(call) for call in program.calls if call.kernel in _WINDOWS]
+    # Of two threads, which have the most rows each.
+    aside = (-(-view.shape[1] // 2) * view.strides[1] for view in pictures)
+    return max((*scratch, *aside), default=0)
 
 
 def _kernel(program: Program, call: Call) -> str:
@@ -94,9 +100,9 @@ def _shared(program: Program, writer: Writer, call: Call) -> list[str]:
     arguments = writer.arguments(call)
     if call.kernel in _TEAM_KERNELS:
         return [f"    {_kernel(program, call)}(team, {', '.join(arguments)});"]
-    if not _in_any_order(writer, call):
-        return []
     first, *rest = arguments
+    if not _in_any_order(writer, call):
+        return _aside(call, first, rest)
     if call.kernel in _LOOPS:
         return _guarded(
             "csr_loops_part part;",
@@ -122,6 +128,29 @@ def _shared(program: Program, writer: Writer, call: Call) -> list[str]:
     return []
 
 
+def _aside(call: Call, first: str, rest: Sequence[str]) -> list[str]:
+    """Statements for a window over a picture that the output partly lies on: rows wait until all are read."""
+    target = _target(call)
+    if call.kernel not in _WINDOWS or not target.is_contiguous or target.shape[1] > _MOST_ROWS:
+        return []
+    struct, _ = _WINDOWS[call.kernel]
+    source, out, *scratch = rest
+    arguments = ["&part", source, f"csr_team_aside(team, {out})", *scratch]
+    return [
+        "    {",
+        f"        {struct} part = {first[1:]};",
+        "        csr_window window;",
+        "        ptrdiff_t at;",
+        f"        const int is_there = csr_team_window(team, {first[1:]}.window, &window, &at);",
+        "        if (is_there) {",
+        "            part.window = &window;",
+        f"            {call.kernel}({', '.join(arguments)});",
+        "        }",
+        f"        csr_team_put(team, is_there, &window, at, {out});",
+        "    }",
+    ]
+
+
 def _guarded(declared: str, condition: str, *statements: str) -> list[str]:
     return [
         "    {",
@@ -134,7 +163,7 @@ def _guarded(declared: str, condition: str, *statements: str) -> list[str]:
 
 
 def _moved(call: Call, expressions: Sequence[str], by: Callable[[int, int], str]) -> list[str]:
-    """Pointers moved by what `by` says of the index of an operand and their number; other arguments as they are."""
+    """Arguments, their pointers moved by what `by` says of an operand's index and the number of operands."""
     views = [isinstance(argument, View) for argument in call.arguments[1:]]
     count = sum(views)
     out = []
@@ -152,6 +181,10 @@ def _operand(index: int, count: int) -> str:
     if index == count - 1:
         return "part.out"
     return ("part.a", "part.b")[index]
+
+
+def _target(call: Call) -> View:
+    return _views(call)[-1]
 
 
 def _views(call: Call) -> list[View]:
@@ -177,8 +210,10 @@ def _instructions(program: Program, call: Call) -> float:
 
 
 def _in_any_order(writer: Writer, call: Call) -> bool:
-    """Whether parts of a call may be computed in any order: it writes where it does not read, or over exactly what it
-    reads for each value."""
+    """Whether parts of a call may be computed in any order.
+
+    They may where it writes where it does not read, or each value over exactly what it reads for it.
+    """
     *sources, target = _views(call)
     begin, end = _range(writer, target)
     for source in sources:

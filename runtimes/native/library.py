@@ -142,7 +142,7 @@ class NativeLibrary:
         return made
 
     def close(self) -> None:
-        """Unloads it; more than once does no harm. Its instances end their threads and cannot run any more."""
+        """Unloads it and ends its instances' threads; more than once does no harm."""
         if self._library is not None:
             for instance in list(self._instances):
                 instance.close()

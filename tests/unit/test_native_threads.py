@@ -1,4 +1,4 @@
-"""Several threads in one inference of the native target: what comes out, when they start and when they end."""
+"""Several threads in one inference of the native target: what comes out, when they start and end."""
 
 from __future__ import annotations
 

@@ -8,13 +8,15 @@
 
 #include "csr_mcu.h"
 
+#include <string.h>
+
 typedef struct csr_team csr_team;
 
 /* A member of a team. */
 struct csr_team {
     uint32_t rank, count;
     void (*wait)(const csr_team *team); /* until all are here */
-    void *own;                          /* scratch memory of members but the first, who has the arena's */
+    void *own;                          /* memory of this member; NULL where it is alone */
 };
 
 /* Part of something that is shared out. */
@@ -114,6 +116,21 @@ static inline int csr_team_window(const csr_team *team, const csr_window *all, c
     part->pad_top = (int16_t)(all->pad_top - (int32_t)s.first * all->stride_height);
     *out = (ptrdiff_t)s.first * all->out_row;
     return s.count != 0 && team->rank < parts;
+}
+
+/* Where a member's rows of a picture go that may lie on what other members still read. */
+static inline int8_t *csr_team_aside(const csr_team *team, int8_t *out)
+{
+    return team->count > 1 ? (int8_t *)team->own : out;
+}
+
+/* Brings them to their place when all have read; rows lie one behind the other. */
+static inline void csr_team_put(const csr_team *team, int is_there, const csr_window *part, ptrdiff_t at, int8_t *out)
+{
+    csr_team_wait(team);
+    if (team->count > 1 && is_there) {
+        memcpy(out + at, team->own, (size_t)part->out_height * (size_t)part->out_row);
+    }
 }
 
 #endif

@@ -158,14 +158,14 @@ static uint32_t processors(void)
     return sched_getaffinity(0, sizeof set, &set) ? UINT32_MAX : (uint32_t)CPU_COUNT(&set);
 }
 
-native_pool *native_pool_new(uint32_t threads, size_t scratch)
+native_pool *native_pool_new(uint32_t threads, size_t own)
 {
-    const size_t own = (scratch + LINE - 1) / LINE * LINE, fixed = sizeof(native_pool) + threads * sizeof(member);
+    const size_t fixed = sizeof(native_pool) + threads * sizeof(member), step = (own + LINE - 1) / LINE * LINE;
     sigset_t all, before;
     native_pool *pool;
     void *memory;
     uint32_t i;
-    if (!HAS_THREADS || posix_memalign(&memory, LINE, fixed + (threads - 1) * own)) {
+    if (!HAS_THREADS || posix_memalign(&memory, LINE, fixed + threads * step)) {
         return NULL;
     }
     memset(memory, 0, fixed);
@@ -182,7 +182,7 @@ native_pool *native_pool_new(uint32_t threads, size_t scratch)
         m->team.rank = i;
         m->team.count = threads;
         m->team.wait = wait_for_all;
-        m->team.own = i ? (unsigned char *)memory + fixed + (i - 1) * own : NULL;
+        m->team.own = (unsigned char *)memory + fixed + i * step;
         m->pool = pool;
         if (i && pthread_create(&m->thread, NULL, serve, m)) {
             break;
