@@ -31,7 +31,7 @@ from csr_deploy.exporters.native.entry import (
     kernel_names,
 )
 from csr_deploy.exporters.native.project import cmake, makefile
-from csr_deploy.exporters.native.team import team_kernels, team_of
+from csr_deploy.exporters.native.team import TEAM, team_kernels
 from csr_deploy.runtimes import open_runtime
 from csr_deploy.runtimes.native.build import Compiler, build_library, find_compiler
 from csr_deploy.runtimes.native.platforms import AARCH64, Platform, this_platform
@@ -76,7 +76,7 @@ def write_project(project: CProject, folder: Path) -> Mapping[str, Any]:
 def write_sources(project: CProject, folder: Path) -> NativeSources:
     """Writes sources and project files."""
     prefix = project.options.prefix
-    files = source_files(project, team_of(project.program))
+    files = source_files(project, TEAM)
     files |= {path.name: path.read_text(encoding="utf-8") for path in _FILES}
     called = team_kernels(project.program)
     files[KERNEL_NAMES] = kernel_names(kernel_functions(files), called, prefix)

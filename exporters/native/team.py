@@ -39,18 +39,8 @@ _WINDOWS = {
 """Kernels that move a window: structure, and instructions an element and tap."""
 
 
-def team_of(program: Program) -> Team:
-    """How threads share a program."""
-    return Team(
-        POOL + ".h",
-        ("struct native_pool *", "pool"),
-        lambda writer: _calls(program, writer),
-        lambda part: [f"    native_pool_run(model->pool, {part}, model->arena);"],
-    )
-
-
 def team_kernels(program: Program) -> tuple[str, ...]:
-    """Kernels that the statements of `team_of` call, sorted."""
+    """Kernels that the statements of `TEAM` call, sorted."""
     return tuple(sorted({_kernel(program, call) for call in program.calls}))
 
 
@@ -69,14 +59,14 @@ def _kernel(program: Program, call: Call) -> str:
     return _TEAM_KERNELS.get(call.kernel, call.kernel) if is_large else call.kernel
 
 
-def _calls(program: Program, writer: Writer) -> list[str]:
+def _calls(writer: Writer) -> list[str]:
     lines = []
     before: Call | None = None
-    for call in program.calls:
-        if before is not None and not _may_overtake(program, writer, before, call):
+    for call in writer.program.calls:
+        if before is not None and not _may_overtake(writer, before, call):
             lines.append("    csr_team_wait(team);")
         lines.append(f"    /* {call.comment} */")
-        lines += _shared(program, writer, call) or [
+        lines += _shared(writer, call) or [
             "    if (!team->rank) {",
             f"        {call.kernel}({', '.join(writer.arguments(call))});",
             "    }",
@@ -85,21 +75,21 @@ def _calls(program: Program, writer: Writer) -> list[str]:
     return lines
 
 
-def _may_overtake(program: Program, writer: Writer, first: Call, second: Call) -> bool:
+def _may_overtake(writer: Writer, first: Call, second: Call) -> bool:
     """Whether a call may begin before other threads are through with the one before it."""
     if first.kernel == second.kernel == _CONV and first.step == second.step:
         # Groups or pictures of one operation.
         return True
-    return not (_shared(program, writer, first) or _shared(program, writer, second))
+    return not (_shared(writer, first) or _shared(writer, second))
 
 
-def _shared(program: Program, writer: Writer, call: Call) -> list[str]:
+def _shared(writer: Writer, call: Call) -> list[str]:
     """Statements by which all threads compute a call; none where it is for one thread."""
-    if _instructions(program, call) < _LEAST:
+    if _instructions(writer.program, call) < _LEAST:
         return []
     arguments = writer.arguments(call)
     if call.kernel in _TEAM_KERNELS:
-        return [f"    {_kernel(program, call)}(team, {', '.join(arguments)});"]
+        return [f"    {_kernel(writer.program, call)}(team, {', '.join(arguments)});"]
     first, *rest = arguments
     if not _in_any_order(writer, call):
         return _aside(call, first, rest)
@@ -235,3 +225,12 @@ def _range(writer: Writer, view: View) -> tuple[int, int]:
     begin = writer.place(view)
     reach = sum((n - 1) * abs(s) for n, s in zip(view.shape, view.strides, strict=True))
     return begin, begin + reach + view.element
+
+
+TEAM = Team(
+    POOL + ".h",
+    ("struct native_pool *", "pool"),
+    _calls,
+    lambda part: [f"    native_pool_run(model->pool, {part}, model->arena);"],
+)
+"""How threads share a program."""

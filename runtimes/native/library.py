@@ -217,7 +217,7 @@ class NativeInstance:
             self._check("run", status)
 
     def close(self) -> None:
-        """Ends its threads; more than once does no harm. It cannot run any more."""
+        """Ends its threads, not while it runs; more than once does no harm. It cannot run any more."""
         self._end()
 
     def _check(self, step: str, status: int) -> None:
