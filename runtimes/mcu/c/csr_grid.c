@@ -1,7 +1,5 @@
 #include "csr_grid.h"
 
-#include "csr_tile.h"
-
 /* Instructions of a tile: a group of four channels, and all that is done once. */
 #define CSR_GROUP_COST 16
 #define CSR_TILE_COST 120
@@ -17,7 +15,7 @@ static uint64_t cost(const csr_work *work, uint32_t rows, uint32_t blocks)
     const uint64_t tiles = work->width < CSR_TILE ? (pixels + CSR_TILE - 1) / CSR_TILE
                                                   : (uint64_t)rows * ((work->width + CSR_TILE - 1) / CSR_TILE);
     const uint64_t copied = (uint64_t)(rows * work->stride + work->halo) * work->row_bytes;
-    const uint64_t weights = (uint64_t)blocks * work->groups * CSR_GROUP_BYTES;
+    const uint64_t weights = (uint64_t)blocks * work->groups * CSR_GROUP_BYTES * CSR_AT_ONCE;
     const uint64_t shared = blocks < work->blocks ? pixels * blocks * CSR_SHARED_LINE : 0;
     return tiles * blocks * (work->groups * CSR_GROUP_COST + CSR_TILE_COST) + (copied + weights) / CSR_FETCH + shared;
 }
@@ -28,6 +26,11 @@ csr_grid csr_grid_of(const csr_team *team, const csr_work *work)
     uint32_t bands = 1, columns = 1, r;
     uint64_t least = UINT64_MAX;
     csr_grid grid = {{0, 0}, {0, 0}};
+    if (team->count == 1) {
+        grid.rows.count = work->rows;
+        grid.blocks.count = work->blocks;
+        return grid;
+    }
     for (r = 1; r <= most; r++) {
         const uint32_t share = team->count / r, c = share < work->blocks ? share : work->blocks;
         const uint64_t now = cost(work, (work->rows + r - 1) / r, (work->blocks + c - 1) / c);

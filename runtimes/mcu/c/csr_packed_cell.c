@@ -1,5 +1,4 @@
 #include "csr_grid.h"
-#include "csr_packed_core.h"
 
 /* The states of two steps in turns, each with its surroundings. */
 typedef struct {
@@ -22,12 +21,16 @@ static states places(const csr_packed_cell *op, int8_t *memory)
     return s;
 }
 
-/* Surroundings only: the first step may be written by others meanwhile. */
-static void surround(const csr_packed_cell *op, const states *s)
+static void surround(const csr_team *team, const csr_packed_cell *op, const states *s)
 {
     const csr_window *const w = op->recurrent;
     const size_t inner = w->out_width * s->pixel, between = s->row - inner;
     int i;
+    if (team->count == 1) {
+        memset(s->memory[0], op->h.zero, 2 * (s->height * s->row + CSR_SLACK));
+        return;
+    }
+    /* The states themselves may be written by others meanwhile. */
     for (i = 0; i < 2; i++) {
         int8_t *at = s->memory[i];
         uint32_t y;
@@ -53,7 +56,7 @@ static csr_grid share(const csr_team *team, const csr_packed_cell *op, const csr
     csr_work work;
     work.rows = w->out_height;
     work.width = w->out_width;
-    work.blocks = ((uint32_t)op->filters + CSR_BLOCK - 1) / CSR_BLOCK;
+    work.blocks = ((uint32_t)op->filters + CSR_MOST_FILTERS - 1) / CSR_MOST_FILTERS;
     work.groups = parts[0].height * parts[0].width * parts[0].groups + parts[1].height * parts[1].width * parts[1].groups;
     work.stride = w->stride_height;
     work.halo = (uint32_t)(w->kernel_height - 1) * w->dilation_height;
@@ -86,7 +89,7 @@ void csr_team_cell_s8(const csr_team *team, const csr_packed_cell *op, const int
     parts[0].down = (ptrdiff_t)s.row;
     parts[0].right = (ptrdiff_t)s.pixel;
     if (!team->rank) {
-        surround(op, &s);
+        surround(team, op, &s);
     }
     if (grid.rows.count) {
         from = csr_surround(w, x, op->x_zero, grid.rows.first, grid.rows.count, channels, pictures, &parts[1]);
@@ -109,11 +112,11 @@ void csr_team_cell_s8(const csr_team *team, const csr_packed_cell *op, const int
             continue;
         }
         parts[0].base = s.memory[(t + 1) & 1] + above;
-        parts[0].weights = op->u + grid.blocks.first * csr_block_bytes(&parts[0]);
+        parts[0].weights = op->u + grid.blocks.first * CSR_AT_ONCE * csr_block_bytes(&parts[0]);
         parts[1].base = from + t * op->x_step;
-        parts[1].weights = op->v + grid.blocks.first * csr_block_bytes(&parts[1]);
+        parts[1].weights = op->v + grid.blocks.first * CSR_AT_ONCE * csr_block_bytes(&parts[1]);
         for (block = grid.blocks.first; block < last; block++) {
-            const uint32_t f = block * CSR_BLOCK, filters = op->filters - f;
+            const uint32_t f = block * CSR_MOST_FILTERS, filters = op->filters - f;
             const int32_t *start = bias + f;
             csr_units units;
             units.multiplier = op->unit_multiplier ? op->unit_multiplier + f : NULL;
@@ -124,14 +127,14 @@ void csr_team_cell_s8(const csr_team *team, const csr_packed_cell *op, const int
             }
             scale.multiplier = op->multiplier + f;
             scale.shift = op->shift + f;
-            parts[0].three = op->u_three + block * csr_chunks(&parts[0]);
-            parts[1].three = op->v_three + block * csr_chunks(&parts[1]);
+            parts[0].three = op->u_three + block * CSR_AT_ONCE * csr_chunks(&parts[0]);
+            parts[1].three = op->v_three + block * CSR_AT_ONCE * csr_chunks(&parts[1]);
             to.base = h + f;
             state.base = t + 1 < op->steps ? s.memory[t & 1] + s.inside + above + f : NULL;
             csr_block_run(t ? parts : parts + 1, t ? 2 : 1, start, &units, &scale, to, state, grid.rows.count,
-                          w->out_width, filters < CSR_BLOCK ? filters : CSR_BLOCK);
-            parts[0].weights += csr_block_bytes(&parts[0]);
-            parts[1].weights += csr_block_bytes(&parts[1]);
+                          w->out_width, filters < CSR_MOST_FILTERS ? filters : CSR_MOST_FILTERS);
+            parts[0].weights += CSR_AT_ONCE * csr_block_bytes(&parts[0]);
+            parts[1].weights += CSR_AT_ONCE * csr_block_bytes(&parts[1]);
         }
     }
 }

@@ -1,5 +1,4 @@
 #include "csr_grid.h"
-#include "csr_packed_core.h"
 
 /* Some rows of the output of some blocks of filters. */
 static void run(const csr_packed_conv *op, const csr_window *w, const int8_t *in, int8_t *out, void *scratch,
@@ -23,23 +22,23 @@ static void run(const csr_packed_conv *op, const csr_window *w, const int8_t *in
         const uint32_t left = end - y, high = left < rows ? left : rows;
         part.base = op->rows ? csr_surround(w, in, op->in_zero, y, high, w->channels, (int8_t *)scratch, &part)
                              : csr_in_place(w, in, y, &part);
-        part.weights = op->weights + grid->blocks.first * csr_block_bytes(&part);
+        part.weights = op->weights + grid->blocks.first * CSR_AT_ONCE * csr_block_bytes(&part);
         for (block = grid->blocks.first; block < last; block++) {
-            const uint32_t f = block * CSR_BLOCK, filters = op->filters - f;
+            const uint32_t f = block * CSR_MOST_FILTERS, filters = op->filters - f;
             scale.multiplier = op->multiplier + f;
             scale.shift = op->shift + f;
-            part.three = op->three + block * csr_chunks(&part);
+            part.three = op->three + block * CSR_AT_ONCE * csr_chunks(&part);
             to.base = out + (ptrdiff_t)y * to.row + f;
             csr_block_run(&part, 1, op->bias + f, NULL, &scale, to, none, high, w->out_width,
-                          filters < CSR_BLOCK ? filters : CSR_BLOCK);
-            part.weights += csr_block_bytes(&part);
+                          filters < CSR_MOST_FILTERS ? filters : CSR_MOST_FILTERS);
+            part.weights += CSR_AT_ONCE * csr_block_bytes(&part);
         }
     }
 }
 
 static uint32_t blocks_of(const csr_packed_conv *op)
 {
-    return ((uint32_t)op->filters + CSR_BLOCK - 1) / CSR_BLOCK;
+    return ((uint32_t)op->filters + CSR_MOST_FILTERS - 1) / CSR_MOST_FILTERS;
 }
 
 void csr_packed_conv_s8(const csr_packed_conv *op, const int8_t *in, int8_t *out, void *scratch)

@@ -9,6 +9,9 @@
 /* Bytes behind a picture that may be read. */
 #define CSR_SLACK 16
 
+/* Filters that csr_block_run takes at most. */
+#define CSR_MOST_FILTERS CSR_BLOCK
+
 /* Where output pixels go. */
 typedef struct {
     int8_t *base;
