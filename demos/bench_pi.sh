@@ -18,7 +18,7 @@ CHECKPOINT  the backbone first [the packaged Fashion-MNIST ResNet-20 and its CSR
 Variables:
   DATA     test and calibration images [fashion-mnist]
   TARGETS  [tflite-fp32 tflite-int8 onnx onnx-int8 native]
-  THREADS  [1 4; in the emulator 1]; native has one
+  THREADS  [1 4; in the emulator 1]
   OUT      folder for artifacts and results [out/bench-pi]
   QUICK    1: a first look
   CARRY    1: download the Pi's packages here and carry them, for a Pi without internet

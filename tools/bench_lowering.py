@@ -101,7 +101,7 @@ def measure_all(
     """Counts and times a group; gives the failures."""
     failures: measuring.Failures = {}
     there = [v for v in group if v in models]
-    threads = group[0].threads(options.threads)
+    threads = options.threads
     if not options.no_count:
         countings = [
             measuring.Counting(models[v], board, n) for n in threads for v in there for board in v.boards
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.print(str(error), style="red", markup=False, highlight=False)
         return 1
     measured = Measured(models, errors, kept, failures, options.seconds)
-    records = [r for g in compared for n in g[0].threads(options.threads) for r in records_of(g, n, measured)]
+    records = [r for g in compared for n in options.threads for r in records_of(g, n, measured)]
     _print(records, options, arguments)
     return 1 if any(_has_failed(r) for r in records if r.variant.way != STOCK) else 0
 

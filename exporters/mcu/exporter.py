@@ -30,7 +30,7 @@ from csr_deploy.data.preprocess import Preprocessing
 from csr_deploy.errors import ExportError, LedgerError, OptionError, ParityError
 from csr_deploy.exporters.base import Exporter, ModelFile, WriteRequest
 from csr_deploy.exporters.mcu.compiler import Program, compile_model, compile_tflite, evaluate, optimise
-from csr_deploy.exporters.mcu.emit import kernel_files, labels_source, model_header, model_source
+from csr_deploy.exporters.mcu.emit import Team, kernel_files, labels_source, model_header, model_source
 from csr_deploy.exporters.mcu.ir import Model, Tensor
 from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.exporters.mcu.passes.normalise import normalise
@@ -85,12 +85,12 @@ class CTarget:
     run: Callable[[Artifact, CProject, NDArray[np.uint8]], tuple[NDArray[Any], str]]
 
 
-def source_files(project: CProject) -> dict[str, str]:
-    """The model and the kernels it needs, file name → text."""
+def source_files(project: CProject, team: Team | None = None) -> dict[str, str]:
+    """The model and the kernels it needs, file name → text; see `model_source`."""
     program, prefix = project.program, project.options.prefix
     files = {path.name: path.read_text(encoding="utf-8") for path in kernel_files(program)}
-    files[f"{prefix}.c"] = model_source(program, prefix)
-    files[f"{prefix}.h"] = model_header(program, prefix, project.name, project.labels)
+    files[f"{prefix}.c"] = model_source(program, prefix, team)
+    files[f"{prefix}.h"] = model_header(program, prefix, project.name, project.labels, team)
     if project.labels:
         files[f"{prefix}_labels.c"] = labels_source(prefix, project.labels)
     return files

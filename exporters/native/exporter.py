@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csr_deploy.artifact import Artifact
+from csr_deploy.exporters.mcu.emit import KERNELS
 from csr_deploy.exporters.mcu.exporter import (
     CProject,
     CTarget,
@@ -24,13 +25,13 @@ from csr_deploy.exporters.mcu.exporter import (
 from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.exporters.mcu.project import example
 from csr_deploy.exporters.native.entry import (
-    called_kernels,
     entry_header,
     entry_source,
     kernel_functions,
     kernel_names,
 )
 from csr_deploy.exporters.native.project import cmake, makefile
+from csr_deploy.exporters.native.team import TEAM, team_kernels
 from csr_deploy.runtimes import open_runtime
 from csr_deploy.runtimes.native.build import Compiler, build_library, find_compiler
 from csr_deploy.runtimes.native.platforms import AARCH64, Platform, this_platform
@@ -40,11 +41,15 @@ from csr_deploy.runtimes.native.sources import (
     ENTRY_HEADER,
     FOLDER,
     KERNEL_NAMES,
+    POOL,
     NativeSources,
     identify,
     is_kernel,
 )
 
+_FOLDER = Path(__file__).resolve().parents[2] / "runtimes" / "native" / "c"
+_FILES = (KERNELS / "csr_team.h", _FOLDER / f"{POOL}.h", _FOLDER / f"{POOL}.c")
+"""Hand-written C that every model has beside its kernels."""
 OPTIONS = McuOptions(cpu="aarch64", fuse_requantize=True)
 """Where none are given."""
 
@@ -65,9 +70,15 @@ def write_project(project: CProject, folder: Path) -> Mapping[str, Any]:
     Raises:
         RuntimeUnavailableError: If a compiler fails.
     """
+    return _build(write_sources(project, folder), folder)
+
+
+def write_sources(project: CProject, folder: Path) -> NativeSources:
+    """Writes sources and project files."""
     prefix = project.options.prefix
-    files = source_files(project)
-    called = called_kernels(project)
+    files = source_files(project, TEAM)
+    files |= {path.name: path.read_text(encoding="utf-8") for path in _FILES}
+    called = team_kernels(project.program)
     files[KERNEL_NAMES] = kernel_names(kernel_functions(files), called, prefix)
     files[ENTRY_HEADER] = entry_header(prefix)
     identity = identify((name, hashlib.sha256(text.encode()).hexdigest()) for name, text in files.items())
@@ -84,7 +95,7 @@ def write_project(project: CProject, folder: Path) -> Mapping[str, Any]:
     )
     kernels = tuple(name for name in compiled if is_kernel(name))
     others = tuple(name for name in compiled if not is_kernel(name))
-    return _build(NativeSources(folder / FOLDER, prefix, kernels, others, identity), folder)
+    return NativeSources(folder / FOLDER, prefix, kernels, others, identity)
 
 
 def _build(sources: NativeSources, folder: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ build/lib{prefix}.a: $(OBJECTS)
 \t$(AR) rcs $@ $^
 
 build/example: examples/classify/main.c build/lib{prefix}.a
-\t$(CC) $(CFLAGS) -Isrc $^ -o $@
+\t$(CC) -pthread $(CFLAGS) -Isrc $^ -o $@
 
 clean:
 \trm -rf build
@@ -138,6 +138,9 @@ set_source_files_properties(src/{ENTRY} PROPERTIES COMPILE_DEFINITIONS "CSR_TABL
 target_compile_options({target} PRIVATE ${{names}} ${{flags_base}})
 target_include_directories({target} PUBLIC src)
 set_target_properties({target} PROPERTIES C_STANDARD 99 POSITION_INDEPENDENT_CODE ON)
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+target_link_libraries({target} PUBLIC Threads::Threads)
 
 if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR AND NOT CMAKE_CROSSCOMPILING)
   add_executable({target}_example examples/classify/main.c)

@@ -16,8 +16,10 @@ from csr_deploy.errors import RuntimeUnavailableError
 from csr_deploy.runtimes.native.platforms import Platform, Variant, this_platform
 from csr_deploy.runtimes.native.sources import ENTRY, KERNEL_NAMES, NativeSources
 
+# For every board that a library may be copied to, not only for this machine's libc; see native_pool.c.
+_COPIED = "-DCSR_OLD_GLIBC"
 COMPILE_FLAGS = ("-std=c99", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
-LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,--as-needed")
+LINK_FLAGS = ("-shared", "-pthread", "-s", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,--as-needed")
 _INCLUDE = ("-include", KERNEL_NAMES)
 _HOST_COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS = 600
@@ -76,7 +78,7 @@ def compile_commands(sources: NativeSources, platform: Platform) -> list[tuple[s
     base, *more = platform.variants
     jobs = []
     for name in sources.others:
-        role = ["-DCSR_TABLES", *variant_macros(more)] if name == ENTRY else ["-DCSR_CALLS"]
+        role = ["-DCSR_TABLES", *variant_macros(more)] if name == ENTRY else ["-DCSR_CALLS", _COPIED]
         jobs.append((f"{Path(name).stem}.o", [*COMPILE_FLAGS, *base.flags, *role, *_INCLUDE, "-c", name]))
     for variant in platform.variants:
         own = [*variant.flags, f"-DCSR_VARIANT={variant.name}"]

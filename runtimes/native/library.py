@@ -1,7 +1,7 @@
 """A compiled network in this process: a shared library, and any number of instances of its model.
 
     library = NativeLibrary(Path("lib/aarch64/libmodel.so"))
-    network = library.instance()
+    network = library.instance(threads=4)
     network.input[...] = picture
     network.run()
     print(network.output)
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csr_deploy.errors import ArtifactError, RuntimeUnavailableError
+from csr_deploy.errors import ArtifactError, OptionError, RuntimeUnavailableError
 from csr_deploy.runtimes.native.elf import check_library
 from csr_deploy.runtimes.native.platforms import this_platform
 
-INTERFACE = 1
+INTERFACE = 2
 """Of `native.c`; rises when a function or a key of the description changes its meaning."""
 KERNELS_VARIABLE = "CSR_NATIVE_KERNELS"
 """Of the environment, read at loading: the name of the variant whose kernels a library takes."""
-_ERRORS = {1: "a null pointer", 2: "the arena is not aligned", 3: "the arena is too small"}
+MOST_THREADS = 64
+"""Of an instance."""
+_ERRORS = {
+    1: "a null pointer",
+    2: "the arena is not aligned",
+    3: "the arena is too small",
+    4: f"threads are 1 to {MOST_THREADS}",
+    5: "a thread or its memory is not to be had",
+}
 # Of a cache line: an arena that shares none with anything else.
 _LEAST_ALIGNMENT = 64
 
@@ -50,6 +59,7 @@ class NativeLibrary:
     def __init__(self, path: Path, prefix: str | None = None) -> None:
         self.path = path.absolute()
         self._prefix = prefix or path.stem.removeprefix("lib")
+        self._instances: weakref.WeakSet[NativeInstance] = weakref.WeakSet()
         check_library(self.path, this_platform())
         try:
             self._library: ctypes.CDLL | None = ctypes.CDLL(str(self.path))
@@ -102,6 +112,7 @@ class NativeLibrary:
             "run": (ctypes.c_int, (ctypes.c_void_p,)),
             "input": (ctypes.c_void_p, (ctypes.c_void_p,)),
             "output": (ctypes.c_void_p, (ctypes.c_void_p,)),
+            "set_threads": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int)),
         }
         functions = {}
         for name, (result, arguments) in types.items():
@@ -135,17 +146,25 @@ class NativeLibrary:
             raise RuntimeUnavailableError("the library is closed", where=str(self.path))
         return self._functions[name]
 
-    def instance(self) -> NativeInstance:
-        """A model with an arena of its own; instances may run at the same time, one thread each.
+    def instance(self, threads: int = 1) -> NativeInstance:
+        """A model with an arena and threads of its own; instances may run at the same time.
+
+        Args:
+            threads: That share an inference, the one that calls `run` among them.
 
         Raises:
-            RuntimeUnavailableError: If the model does not start.
+            OptionError: If that is no number of threads.
+            RuntimeUnavailableError: If the model or one of its threads does not start.
         """
-        return NativeInstance(self)
+        made = NativeInstance(self, threads)
+        self._instances.add(made)
+        return made
 
     def close(self) -> None:
-        """Unloads it; more than once does no harm. Its instances cannot run any more."""
+        """Unloads it and ends its instances' threads; more than once does no harm."""
         if self._library is not None:
+            for instance in list(self._instances):
+                instance.close()
             unload = ctypes.CDLL(None).dlclose
             unload.argtypes = (ctypes.c_void_p,)
             unload(self._library._handle)
@@ -153,7 +172,7 @@ class NativeLibrary:
 
 
 class NativeInstance:
-    """One model with its arena.
+    """One model with its arena and threads, which end with it.
 
     Attributes:
         input: View of the input in the arena, of the model's shape and type. A run writes over it.
@@ -161,9 +180,14 @@ class NativeInstance:
 
     Args:
         library: What computes.
+        threads: See `NativeLibrary.instance`.
     """
 
-    def __init__(self, library: NativeLibrary) -> None:
+    def __init__(self, library: NativeLibrary, threads: int = 1) -> None:
+        if not 1 <= threads <= MOST_THREADS:
+            raise OptionError(
+                f"threads is {threads}", where=str(library.path), fix=f"Give 1 to {MOST_THREADS}."
+            )
         self._library = library
         size = library.arena_bytes
         alignment = max(int(library.description["arena_alignment"]), _LEAST_ALIGNMENT)
@@ -173,6 +197,12 @@ class NativeInstance:
         self._handle = ctypes.create_string_buffer(library.function("handle_bytes")())
         self._run = library.function("run")
         self._check("init", library.function("init")(self._handle, self._arena.ctypes.data, size))
+        self._set_threads = library.function("set_threads")
+        if threads > 1:
+            self._check("set_threads", self._set_threads(self._handle, threads))
+        # A program that ends takes its threads with it, also those that are in the middle of a run.
+        self._end = weakref.finalize(self, self._set_threads, self._handle, 1)
+        self._end.atexit = False
         self.input = self._view("input")
         self.output = self._view("output")
         self.output.flags.writeable = False
@@ -191,14 +221,23 @@ class NativeInstance:
     def run(self) -> None:
         """Computes the output of what `input` holds. Other threads of Python go on meanwhile.
 
+        A process that was forked from the one that made the instance computes with one thread.
+
         Raises:
-            RuntimeUnavailableError: If the library is closed, or the model fails.
+            RuntimeUnavailableError: If the library or the instance is closed, or the model fails.
         """
-        if self._library._library is None:
-            raise RuntimeUnavailableError("the library is closed", where=str(self._library.path))
+        if not self._end.alive:
+            raise RuntimeUnavailableError(
+                "the library is closed" if self._library._library is None else "the instance is closed",
+                where=str(self._library.path),
+            )
         status = self._run(self._handle)
         if status:
             self._check("run", status)
+
+    def close(self) -> None:
+        """Ends its threads, not while it runs; more than once does no harm. It cannot run any more."""
+        self._end()
 
     def _check(self, step: str, status: int) -> None:
         if status:

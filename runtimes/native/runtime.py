@@ -15,7 +15,7 @@ from csr_deploy.errors import ArtifactError, OptionError, RuntimeUnavailableErro
 from csr_deploy.runtimes.base import Runtime, RuntimeOptions, Subject
 from csr_deploy.runtimes.native.build import find_compiler
 from csr_deploy.runtimes.native.cache import compiled_library
-from csr_deploy.runtimes.native.library import NativeInstance, NativeLibrary
+from csr_deploy.runtimes.native.library import MOST_THREADS, NativeInstance, NativeLibrary
 from csr_deploy.runtimes.native.platforms import Platform, this_platform
 from csr_deploy.runtimes.native.sources import NativeSources, find_sources
 
@@ -41,7 +41,6 @@ class NativeRuntime(Runtime):
 
     name = "native"
     suffixes = (".c",)
-    threaded = False
 
     def __init__(self, subject: Subject, options: RuntimeOptions | None = None) -> None:
         super().__init__(subject, options)
@@ -57,6 +56,8 @@ class NativeRuntime(Runtime):
                 where=self.subject.name,
                 fix="Leave the runtime out to use the one made for it.",
             )
+        if self.options.threads > MOST_THREADS:
+            raise OptionError(f"threads is {self.options.threads}", fix=f"Give at most {MOST_THREADS}.")
 
     @property
     def _artifact(self) -> Artifact:
@@ -101,7 +102,7 @@ class NativeRuntime(Runtime):
         self._library = NativeLibrary(self._file, sources.prefix)
         try:
             self._check_library(self._library, sources)
-            self._instance = self._library.instance()
+            self._instance = self._library.instance(self.options.threads)
             for spec, view in (
                 (self.subject.input, self._instance.input),
                 (self.subject.output, self._instance.output),

@@ -14,6 +14,8 @@ FOLDER = "src"
 ENTRY = "native.c"
 """What the library has beyond the model: its description and the choice of kernels."""
 ENTRY_HEADER = "native.h"
+POOL = "native_pool"
+"""Name of the header and the source file of an instance's threads."""
 KERNEL_NAMES = "native_kernels.h"
 """Included before everything else, so that each variant's kernels have names of their own."""
 _IDENTITY_DIGITS = 32

@@ -52,14 +52,16 @@ def test_what_cannot_be_counted(root: Root, artifact: Artifact, tmp_path: Path) 
     broken = tmp_path / "libmodel.so"
     broken.write_bytes(b"nothing")
     jobs = [
-        Job("two", library, "native", threads=2),
+        Job("many", library, "native", threads=65),
         Job("broken", broken, "native"),
         Job("one", library, "native"),
+        Job("two", library, "native", threads=2),
     ]
-    two, bad, one = count(jobs, "pi5", runs=1)
-    assert two.error is not None and "one thread, 2 were asked for" in two.error
+    many, bad, one, two = count(jobs, "pi5", runs=1)
+    assert many.error is not None and "set_threads gave the error 4" in many.error
     assert bad.error is not None and bad.error.startswith("OSError")
     assert one.error is None and one.outputs is not None and one.outputs.dtype == np.int8
+    assert two.error is None and np.array_equal(two.outputs, one.outputs)
 
 
 def test_as_a_device_of_csr_bench(root: Root, artifact: Artifact) -> None:

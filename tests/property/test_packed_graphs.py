@@ -63,7 +63,7 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return HostCompiler(tmp_path_factory.mktemp("kernels"), **MACHINES[request.param])
 
 
-class _Network:
+class Network:
     """Convolutions, a recurrence, gains and sums, of shapes that the small random graphs never have."""
 
     def __init__(self, seed: int) -> None:
@@ -187,7 +187,7 @@ def _check(machine: HostCompiler, content: bytes, shape: tuple[int, ...], seed: 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_networks(machine: HostCompiler, seed: int) -> None:
-    network = _Network(seed)
+    network = Network(seed)
     _check(machine, network.build(), network.shape, seed)
 
 
@@ -200,7 +200,7 @@ def test_random_graphs(machine: HostCompiler, seed: int) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(1000, 1300))
 def test_many_random_networks(machine: HostCompiler, seed: int) -> None:
-    network = _Network(seed)
+    network = Network(seed)
     _check(machine, network.build(), network.shape, seed)
     graph = RandomGraph(seed, 5)
     _check(machine, graph.content, graph.shape, seed)

@@ -81,12 +81,11 @@ def test_variants_of_a_network_and_its_backbone(part: Part, group: list[Any]) ->
     assert len({v.folder for v in group}) == len({v.name for v in group}) == len(group)
 
 
-def test_a_runtime_without_costs_or_threads_has_only_what_it_can(part: Part) -> None:
+def test_a_runtime_without_costs_has_only_what_it_can(part: Part) -> None:
     subjects = part("subjects")
     native = next(f for f in subjects.FORMATS if f.runtime == "native")
     variants = subjects.plan_variants(["vgg16-csr4"], [native], ["pi4"], stock=True)
     assert [v.shown_way for v in variants] == ["step by step", "step by step"]
-    assert variants[0].threads([1, 2]) == [1]
 
 
 def test_every_network_has_its_architecture(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:

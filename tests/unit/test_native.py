@@ -22,7 +22,7 @@ from csr_deploy.cli import export as cli_export
 from csr_deploy.demo.classifier import Classifier
 from csr_deploy.errors import ArtifactError, CsrError, OptionError, RuntimeUnavailableError
 from csr_deploy.exporters.native import exporter as native_exporter
-from csr_deploy.runtimes import RuntimeOptions, open_runtime
+from csr_deploy.runtimes import open_runtime
 from csr_deploy.runtimes.golden import verify_golden
 from csr_deploy.runtimes.native import cache, library, platforms, runtime
 from csr_deploy.runtimes.native.build import build_library, find_compiler
@@ -95,7 +95,7 @@ def test_a_library_shows_its_functions_only_and_needs_an_old_libc(
         ["readelf", "-W", "--dyn-syms", "-d", "-l", str(file)], capture_output=True, text=True, check=True
     ).stdout
     shown = re.findall(r"GLOBAL DEFAULT +\d+ (\w+)$", text, re.MULTILINE)
-    functions = ("describe", "handle_bytes", "init", "input", "kernels", "output", "run")
+    functions = ("describe", "handle_bytes", "init", "input", "kernels", "output", "run", "set_threads")
     assert sorted(shown) == sorted([*(f"model_{f}" for f in functions), "model_labels"])
     assert re.findall(r"\(NEEDED\).*\[(.*)\]", text) == ["libc.so.6"]
     versions = {tuple(map(int, v.split("."))) for v in re.findall(r"@GLIBC_([\d.]+)", text)}
@@ -349,11 +349,6 @@ def test_two_runtimes_in_one_process(artifact: Artifact, tmp_path: Path) -> None
         assert verify_golden(again).exact
 
 
-def test_it_has_one_thread(artifact: Artifact) -> None:
-    with pytest.raises(OptionError, match="native runtime has one thread, 2 were asked for"):
-        open_runtime(None, artifact, RuntimeOptions(threads=2))
-
-
 def test_it_runs_native_artifacts_only(artifact: Artifact) -> None:
     with pytest.raises(OptionError, match="runs artifacts of the target native"):
         open_runtime("native", replace(artifact, target="mcu"))
@@ -509,9 +504,9 @@ def test_a_library_of_another_build(artifact: Artifact, tmp_path: Path) -> None:
 
 
 def test_a_library_of_another_version(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "INTERFACE", 2)
+    monkeypatch.setattr(library, "INTERFACE", 3)
     with (
-        pytest.raises(ArtifactError, match="has interface 1; this csr-deploy knows 2"),
+        pytest.raises(ArtifactError, match="has interface 2; this csr-deploy knows 3"),
         open_runtime(None, artifact),
     ):
         pytest.fail("it was loaded")

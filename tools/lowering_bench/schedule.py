@@ -66,13 +66,13 @@ def plan(
     if counts:
         for variant, model in models.items():
             for board in variant.boards:
-                for number in variant.threads(threads):
+                for number in threads:
                     done = model is not None and is_done(Counting(model, board, number), kept)
                     measuring.append(("count", done, variant.work("count")))
     if times:
         for group in groups(variants):
             there = [m for v in group if (m := models[v]) is not None]
-            for number in group[0].threads(threads):
+            for number in threads:
                 done = len(there) == len(group) and is_done(Timing(tuple(there), number, seconds), kept)
                 measuring.append(("time", done, group[-1].work("time")))
     return list(_parts([*making, *measuring], kept))

@@ -32,7 +32,6 @@ class Format:
             the package.
         stock: Key of `stock_peer.SUFFIXES`; None where there are no stock converters.
         is_lowered: Whether there are costs to choose a lowering by.
-        most_threads: That the runtime has.
     """
 
     runtime: str
@@ -42,7 +41,6 @@ class Format:
     sources: tuple[str, ...]
     stock: str | None = None
     is_lowered: bool = True
-    most_threads: int | None = None
 
     @property
     def label(self) -> str:
@@ -58,7 +56,7 @@ FORMATS = (
     Format("litert", "float32", "tflite-fp32", "ai-edge-litert", _LITERT, "tflite"),
     Format("ort", "int8", "onnx-int8", "onnxruntime", _ORT, "onnx-int8"),
     Format("ort", "float32", "onnx", "onnxruntime", _ORT, "onnx"),
-    Format("native", "int8", "native", "csr-deploy", _NATIVE, is_lowered=False, most_threads=1),
+    Format("native", "int8", "native", "csr-deploy", _NATIVE, is_lowered=False),
 )
 
 
@@ -106,11 +104,6 @@ class Variant:
     def work(self, kind: str) -> str:
         """A kind of work on it; what has the same name takes about as long."""
         return f"{kind}:{self.network}:{self.format.label}"
-
-    def threads(self, asked: Sequence[int]) -> list[int]:
-        """Those of the numbers of threads that its runtime has."""
-        most = self.format.most_threads
-        return [n for n in asked if most is None or n <= most]
 
     @property
     def folder(self) -> str:

@@ -124,8 +124,6 @@ def _open_ort(path: str, threads: int) -> _Model:
 
 def _open_native(path: str, threads: int) -> _Model:
     """A library of the native target, as `csr_deploy.runtimes.native.library` opens it."""
-    if threads != 1:
-        raise ValueError(f"a native library has one thread, {threads} were asked for")
     library, prefix = ctypes.CDLL(path), Path(path).stem.removeprefix("lib")
     text, pointer, size = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
 
@@ -141,6 +139,10 @@ def _open_native(path: str, threads: int) -> _Model:
     status = function("init", ctypes.c_int, pointer, pointer, size)(handle, arena.ctypes.data, len(arena))
     if status:
         raise RuntimeError(f"init gave the error {status}")
+    if threads > 1:
+        status = function("set_threads", ctypes.c_int, pointer, ctypes.c_int)(handle, threads)
+        if status:
+            raise RuntimeError(f"set_threads gave the error {status}")
 
     def view(name: str) -> NDArray[Any]:
         shape, dtype = about[name]["shape"], np.dtype(about[name]["dtype"])
