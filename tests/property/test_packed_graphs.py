@@ -158,6 +158,32 @@ class Network:
         other = self._gain(x)
         return self.graph.add(x, other, (float(self.random.uniform(0.03, 0.09)), self._int(-60, 20)))
 
+    def strips(self) -> bytes:
+        """Depth-wise convolutions one after another, most with enough channels for several at a time."""
+        self.shape = (1, self._int(1, 18), self._int(1, 18), self._int(8, 80))
+        x = self.graph.input(self.shape, (0.04, self._int(-128, 20)))
+        for _ in range(self._int(1, 3)):
+            x = self._strip(x)
+        return self.graph.build(x)
+
+    def _strip(self, x: Value) -> Value:
+        kernel = [(3, 3), (3, 3), (5, 5), (self._int(1, 7), self._int(1, 7))][self._int(0, 3)]
+        stride = (self._int(1, 2),) * 2 if self._int(0, 3) else (self._int(1, 3), self._int(1, 3))
+        dilation = (1, 1) if stride != (1, 1) or self._int(0, 2) else (self._int(1, 2), self._int(1, 2))
+        weights = self._weights(x.shape[3], *kernel).transpose(1, 2, 0)[None].copy()
+        if self._int(0, 4) == 0:
+            # Two products of the least numbers do not fit 16 bits; converters of others may write them.
+            weights[self.random.random(weights.shape) < 0.5] = -128
+        # From shifts to the left to those of trained networks.
+        scales = self.random.uniform(0.2, 1.0, x.shape[3]) * float(self.random.choice([0.004, 0.01, 2.0]))
+        activation = str(self.random.choice(["NONE", "RELU", "RELU6"]))
+        out = (0.05, int(self.random.choice([-128, -100, self._int(-30, 30)])))
+        fits = kernel[0] * dilation[0] <= x.shape[1] and kernel[1] * dilation[1] <= x.shape[2]
+        return self.graph.depthwise_conv2d(
+            x, weights, list(scales), self._bias(x.shape[3]), out, stride=stride, dilation=dilation,
+            padding="VALID" if fits and self._int(0, 2) == 0 else "SAME", activation=activation,
+        )  # fmt: skip
+
     def build(self) -> bytes:
         x = self.graph.input(self.shape, (0.04, self._int(-128, 20)))
         for _ in range(self._int(1, 3)):
@@ -191,6 +217,13 @@ def test_random_networks(machine: HostCompiler, seed: int) -> None:
     _check(machine, network.build(), network.shape, seed)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_depthwise(machine: HostCompiler, seed: int) -> None:
+    network = Network(seed)
+    content = network.strips()
+    _check(machine, content, network.shape, seed)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_graphs(machine: HostCompiler, seed: int) -> None:
     graph = RandomGraph(seed, 5)
@@ -202,5 +235,8 @@ def test_random_graphs(machine: HostCompiler, seed: int) -> None:
 def test_many_random_networks(machine: HostCompiler, seed: int) -> None:
     network = Network(seed)
     _check(machine, network.build(), network.shape, seed)
+    network = Network(seed)
+    content = network.strips()
+    _check(machine, content, network.shape, seed)
     graph = RandomGraph(seed, 5)
     _check(machine, graph.content, graph.shape, seed)

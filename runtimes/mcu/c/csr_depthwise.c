@@ -712,6 +712,337 @@ CSR_INLINE uint32_t channels_at_once(const csr_depthwise *op, const int8_t *cons
     return whole;
 }
 
+/* Strips: a few pixels side by side and all channels of them, 16 at a time, with their sums in registers. */
+
+#define CSR_STRIP 4           /* pixels */
+#define CSR_STRIP_INPUTS 256  /* pixels under a strip */
+#define CSR_STRIP_CHANNELS 2048
+
+/* Where the pixels under a strip lie, those outside of the picture in a padding of `channels` bytes; and its
+ * outputs. */
+typedef struct {
+    const csr_depthwise *op;
+    const int8_t *from[CSR_STRIP_INPUTS];
+    int8_t *to[CSR_STRIP];
+    uint32_t columns; /* of `from`, which has a row for each one of the kernel */
+} csr_strip;
+
+/* Loops over arrays in registers: only unrolled they stay there. */
+#if defined(__clang__)
+#define CSR_UNROLL _Pragma("unroll")
+#else
+#define CSR_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* What scaling needs of 16 channels. */
+typedef struct {
+    int32x4_t multiplier[4], left[4], right[4];
+    int16x8_t zero;
+    int8x16_t low, high;
+} csr_sixteen;
+
+/* Sums of 16 channels of a pixel. */
+typedef struct {
+    int32x4_t sums[4];
+} csr_sums;
+
+CSR_INLINE void widen4(int32x4_t *to, int8x16_t bytes)
+{
+    const int16x8_t lo = vmovl_s8(vget_low_s8(bytes)), hi = vmovl_high_s8(bytes);
+    to[0] = vmovl_s16(vget_low_s16(lo));
+    to[1] = vmovl_high_s16(lo);
+    to[2] = vmovl_s16(vget_low_s16(hi));
+    to[3] = vmovl_high_s16(hi);
+}
+
+/* `is_plain`: negative results are clamped to the zero point or above, and no shift is to the left. */
+CSR_INLINE csr_sixteen sixteen_of(const csr_channel_quant *q, ptrdiff_t c, int is_plain)
+{
+    const int8x16_t shift = vld1q_s8(q->shift + c), none = vdupq_n_s8(0);
+    csr_sixteen k;
+    int i;
+    CSR_UNROLL
+    for (i = 0; i < 4; i++) {
+        k.multiplier[i] = vld1q_s32(q->multiplier + c + 4 * i);
+    }
+    widen4(k.right, is_plain ? shift : vminq_s8(shift, none));
+    widen4(k.left, is_plain ? none : vmaxq_s8(shift, none));
+    k.zero = vdupq_n_s16(q->out_zero);
+    k.low = vdupq_n_s8(q->low);
+    k.high = vdupq_n_s8(q->high);
+    return k;
+}
+
+CSR_INLINE int8x16_t bytes16(const csr_sums *s, const csr_sixteen *k, int is_plain)
+{
+    int32x4_t scaled[4];
+    int16x8_t lo, hi;
+    int i;
+    CSR_UNROLL
+    for (i = 0; i < 4; i++) {
+        scaled[i] = is_plain ? vrshlq_s32(vqrdmulhq_s32(s->sums[i], k->multiplier[i]), k->right[i])
+                             : csr_scaled4(s->sums[i], k->multiplier[i], k->left[i], k->right[i]);
+    }
+    lo = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(scaled[0]), scaled[1]), k->zero);
+    hi = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(scaled[2]), scaled[3]), k->zero);
+    return vminq_s8(vmaxq_s8(vqmovn_high_s16(vqmovn_s16(lo), hi), k->low), k->high);
+}
+
+CSR_INLINE void widen_add(csr_sums *s, int16x8_t lo, int16x8_t hi)
+{
+    s->sums[0] = vaddw_s16(s->sums[0], vget_low_s16(lo));
+    s->sums[1] = vaddw_high_s16(s->sums[1], lo);
+    s->sums[2] = vaddw_s16(s->sums[2], vget_low_s16(hi));
+    s->sums[3] = vaddw_high_s16(s->sums[3], hi);
+}
+
+typedef int8x16_t csr_unaligned16 __attribute__((aligned(1), may_alias));
+
+/* 16 bytes, loaded where it says so: the compiler would load many at once and run out of registers. */
+CSR_INLINE int8x16_t load16(const int8_t *from)
+{
+    int8x16_t out;
+    __asm__ volatile("ldr %q0, %1" : "=w"(out) : "m"(*(const csr_unaligned16 *)from));
+    return out;
+}
+
+/* The sums are computed here, not later. */
+CSR_INLINE void settle(csr_sums *s)
+{
+    __asm__ volatile("" : "+w"(s->sums[0]), "+w"(s->sums[1]), "+w"(s->sums[2]), "+w"(s->sums[3]));
+}
+
+/* Two products fit an int16 as no weight is -128. */
+CSR_INLINE void add_two(csr_sums *s, int8x16_t w0, int8x16_t x0, int8x16_t w1, int8x16_t x1)
+{
+    widen_add(s, vmlal_s8(vmull_s8(vget_low_s8(w0), vget_low_s8(x0)), vget_low_s8(w1), vget_low_s8(x1)),
+              vmlal_high_s8(vmull_high_s8(w0, x0), w1, x1));
+}
+
+CSR_INLINE void add_one(csr_sums *s, int8x16_t w, int8x16_t x)
+{
+    widen_add(s, vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
+}
+
+CSR_INLINE void start(csr_sums *sums, const int32_t *bias)
+{
+    int p, i;
+    CSR_UNROLL
+    for (p = 0; p < CSR_STRIP; p++) {
+        CSR_UNROLL
+        for (i = 0; i < 4; i++) {
+            sums[p].sums[i] = vld1q_s32(bias + 4 * i);
+        }
+    }
+}
+
+CSR_INLINE void finish(const csr_strip *strip, ptrdiff_t c, const csr_sums *sums, int is_plain)
+{
+    const csr_sixteen k = sixteen_of(strip->op->quant, c, is_plain);
+    int p;
+    CSR_UNROLL
+    for (p = 0; p < CSR_STRIP; p++) {
+        vst1q_s8(strip->to[p] + c, bytes16(&sums[p], &k, is_plain));
+    }
+}
+
+/* Channels c…c+15 of a strip, of three times three taps. Each pixel is loaded once. */
+CSR_INLINE void strip_3x3(const csr_strip *strip, ptrdiff_t c, int stride, int is_plain)
+{
+    const int last = CSR_STRIP - 1, columns = last * stride + 3;
+    const ptrdiff_t pitch = strip->op->window->channels, down = 3 * pitch, up = -2 * pitch;
+    const int8_t *weights = strip->op->weights + c;
+    const int8_t *const *from = strip->from;
+    int8x16_t upper[2 * CSR_STRIP + 1], lower[2 * CSR_STRIP + 1], w0, w1, w2;
+    csr_sums sums[CSR_STRIP];
+    int p, kx;
+    start(sums, strip->op->quant->bias + c);
+    CSR_UNROLL
+    for (kx = 0; kx < 3; kx++) {
+        w0 = csr_next16(&weights, down);
+        w1 = csr_next16(&weights, kx < 2 ? up : pitch);
+        CSR_UNROLL
+        for (p = 0; p <= last; p++) {
+            const int x = p * stride + kx;
+            if (kx < stride || p == last) {
+                upper[x] = load16(from[x] + c);
+                lower[x] = load16(from[columns + x] + c);
+            }
+            add_two(&sums[p], w0, upper[x], w1, lower[x]);
+            settle(&sums[p]);
+        }
+    }
+    w0 = csr_next16(&weights, pitch);
+    w1 = csr_next16(&weights, pitch);
+    w2 = csr_next16(&weights, pitch);
+    CSR_UNROLL
+    for (p = 0; p <= last; p++) {
+        int8x16_t *const x = upper + p * stride;
+        CSR_UNROLL
+        for (kx = p ? 3 - stride : 0; kx < 3; kx++) {
+            x[kx] = load16(from[2 * columns + p * stride + kx] + c);
+        }
+        add_two(&sums[p], w0, x[0], w1, x[1]);
+        add_one(&sums[p], w2, x[2]);
+        settle(&sums[p]);
+    }
+    finish(strip, c, sums, is_plain);
+}
+
+/* Channels c…c+15 of a strip, of any taps. */
+CSR_INLINE void strip_any(const csr_strip *strip, ptrdiff_t c, int is_plain)
+{
+    const csr_window *w = strip->op->window;
+    const int8_t *weights = strip->op->weights + c;
+    const ptrdiff_t stride = w->stride_width, dilation = w->dilation_width, pitch = w->channels;
+    csr_sums sums[CSR_STRIP];
+    uint32_t ky, kx;
+    int p;
+    start(sums, strip->op->quant->bias + c);
+    for (ky = 0; ky < w->kernel_height; ky++) {
+        const int8_t *const *from = strip->from + ky * strip->columns;
+        for (kx = w->kernel_width; kx > 1; kx -= 2, from += 2 * dilation) {
+            const int8x16_t w0 = csr_next16(&weights, pitch), w1 = csr_next16(&weights, pitch);
+            CSR_UNROLL
+            for (p = 0; p < CSR_STRIP; p++) {
+                const int8_t *const *x = from + p * stride;
+                const int8x16_t x0 = load16(x[0] + c), x1 = load16(x[dilation] + c);
+                add_two(&sums[p], w0, x0, w1, x1);
+                settle(&sums[p]);
+            }
+        }
+        if (kx) {
+            const int8x16_t w0 = csr_next16(&weights, pitch);
+            CSR_UNROLL
+            for (p = 0; p < CSR_STRIP; p++) {
+                add_one(&sums[p], w0, load16(from[p * stride] + c));
+                settle(&sums[p]);
+            }
+        }
+    }
+    finish(strip, c, sums, is_plain);
+}
+
+/* All channels of a strip; the last ones are computed twice where their number is no multiple of 16. */
+#define CSR_CHANNELS(name, block)                                                                              \
+    static __attribute__((noinline)) void name(const csr_strip *strip)                                         \
+    {                                                                                                          \
+        const ptrdiff_t last = strip->op->window->channels - 16;                                               \
+        ptrdiff_t c = 0;                                                                                       \
+        for (;;) {                                                                                             \
+            block;                                                                                             \
+            if (c == last) {                                                                                   \
+                return;                                                                                        \
+            }                                                                                                  \
+            c = c + 16 < last ? c + 16 : last;                                                                 \
+        }                                                                                                      \
+    }
+CSR_CHANNELS(strip_3x3_stride_1_plain, strip_3x3(strip, c, 1, 1))
+CSR_CHANNELS(strip_3x3_stride_1, strip_3x3(strip, c, 1, 0))
+CSR_CHANNELS(strip_3x3_stride_2_plain, strip_3x3(strip, c, 2, 1))
+CSR_CHANNELS(strip_3x3_stride_2, strip_3x3(strip, c, 2, 0))
+CSR_CHANNELS(strip_any_plain, strip_any(strip, c, 1))
+CSR_CHANNELS(strip_any_signed, strip_any(strip, c, 0))
+
+typedef void (*csr_strip_kernel)(const csr_strip *strip);
+
+static csr_strip_kernel strip_kernel(const csr_depthwise *op)
+{
+    const csr_window *w = op->window;
+    const csr_channel_quant *q = op->quant;
+    const int is_3x3 = w->kernel_height == 3 && w->kernel_width == 3 && w->dilation_width == 1;
+    int is_plain = q->low >= q->out_zero;
+    uint32_t c;
+    for (c = 0; c < w->channels; c++) {
+        is_plain &= q->shift[c] <= 0;
+    }
+    if (is_3x3 && w->stride_width == 1) {
+        return is_plain ? strip_3x3_stride_1_plain : strip_3x3_stride_1;
+    }
+    if (is_3x3 && w->stride_width == 2) {
+        return is_plain ? strip_3x3_stride_2_plain : strip_3x3_stride_2;
+    }
+    return is_plain ? strip_any_plain : strip_any_signed;
+}
+
+static uint32_t strip_columns(const csr_window *w)
+{
+    return (CSR_STRIP - 1u) * w->stride_width + (w->kernel_width - 1u) * w->dilation_width + 1;
+}
+
+static int is_for_strips(const csr_depthwise *op)
+{
+    const csr_window *w = op->window;
+    const uint32_t weights = (uint32_t)w->channels * w->kernel_height * w->kernel_width;
+    uint32_t i;
+    int8x16_t least;
+    if (w->channels < 16 || w->channels > CSR_STRIP_CHANNELS ||
+        w->kernel_height * strip_columns(w) > CSR_STRIP_INPUTS) {
+        return 0;
+    }
+    least = vld1q_s8(op->weights + weights - 16);
+    for (i = 0; i + 16 <= weights; i += 16) {
+        least = vminq_s8(least, vld1q_s8(op->weights + i));
+    }
+    return vminvq_s8(least) != -128;
+}
+
+/* Lists the pixels under the strip whose window begins at (y0, x0). */
+static void list_inputs(csr_strip *strip, const int8_t *in, const int8_t *padding, int32_t y0, int32_t x0)
+{
+    const csr_window *w = strip->op->window;
+    const int32_t columns = (int32_t)strip->columns;
+    const int32_t before = x0 >= 0 ? 0 : -x0 < columns ? -x0 : columns;
+    const int32_t inside = csr_clamp(w->in_width - x0, before, columns);
+    const int8_t **to = strip->from;
+    int32_t ky, x;
+    for (ky = 0; ky < w->kernel_height; ky++, to += columns) {
+        const int32_t y = y0 + ky * w->dilation_height;
+        const int is_inside = y >= 0 && y < w->in_height;
+        const int32_t first = is_inside ? before : columns, end = is_inside ? inside : columns;
+        const int8_t *from = first < end ? in + y * w->in_row + (x0 + first) * w->in_pixel : padding;
+        for (x = 0; x < first; x++) {
+            to[x] = padding;
+        }
+        for (; x < end; x++, from += w->in_pixel) {
+            to[x] = from;
+        }
+        for (; x < columns; x++) {
+            to[x] = padding;
+        }
+    }
+}
+
+/* Outputs of a strip wait aside until all of its channels are computed where the output may lie on the input. */
+static void strips(const csr_depthwise *op, const int8_t *in, int8_t *out)
+{
+    const csr_window *w = op->window;
+    const uintptr_t in_end = (uintptr_t)(in + (w->in_height - 1) * w->in_row + w->in_width * w->in_pixel);
+    const uintptr_t out_end = (uintptr_t)(out + (w->out_height - 1) * w->out_row + w->out_width * w->out_pixel);
+    const int is_aside = (uintptr_t)out < in_end && (uintptr_t)in < out_end;
+    const csr_strip_kernel kernel = strip_kernel(op);
+    int8_t padding[CSR_STRIP_CHANNELS], aside[CSR_STRIP * CSR_STRIP_CHANNELS];
+    csr_strip strip;
+    int32_t oy, ox, p;
+    strip.op = op;
+    strip.columns = strip_columns(w);
+    memset(padding, op->quant->in_zero, w->channels);
+    for (oy = 0; oy < w->out_height; oy++) {
+        for (ox = 0; ox < w->out_width; ox += CSR_STRIP) {
+            int8_t *const to = out + oy * w->out_row + ox * w->out_pixel;
+            const int32_t pixels = w->out_width - ox < CSR_STRIP ? w->out_width - ox : CSR_STRIP;
+            list_inputs(&strip, in, padding, oy * w->stride_height - w->pad_top, ox * w->stride_width - w->pad_left);
+            for (p = 0; p < CSR_STRIP; p++) {
+                strip.to[p] = is_aside || p >= pixels ? aside + p * w->channels : to + p * w->out_pixel;
+            }
+            kernel(&strip);
+            for (p = 0; is_aside && p < pixels; p++) {
+                memcpy(to + p * w->out_pixel, strip.to[p], w->channels);
+            }
+        }
+    }
+}
+
 #else
 
 #define CSR_FAST_CHANNELS CSR_LEAST_LANES
@@ -759,6 +1090,12 @@ static void fast(const csr_depthwise *op, const int8_t *in, int8_t *out, void *s
     const int8_t *taps[CSR_MAX_TAPS];
     int32_t oy, ox, ky, kx;
     (void)scratch;
+#if defined(CSR_NEON)
+    if (is_for_strips(op)) {
+        strips(op, in, out);
+        return;
+    }
+#endif
     for (oy = 0; oy < w->out_height; oy++) {
         for (ox = 0; ox < w->out_width; ox++) {
             const int32_t y0 = oy * w->stride_height - w->pad_top, x0 = ox * w->stride_width - w->pad_left;
