@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csr_deploy import __version__
-from csr_deploy.atomic import atomic_write
+from csr_deploy.atomic import atomic_write, undisturbed
 from csr_deploy.augment import Augmenter
 from csr_deploy.checkpoint import Checkpoint, check_state, read_torch_bytes, save_checkpoint, torch_bytes
 from csr_deploy.curve import EpochRecord, write_curve
@@ -542,9 +542,10 @@ class _Run:
             "records": [asdict(r) for r in self.records],
         }
         # First, as a run with this file can always be resumed, whatever of the rest was written.
-        with atomic_write(self._resume_file) as temporary:
-            temporary.write_bytes(torch_bytes(content))
-        self._write_results()
+        with undisturbed():
+            with atomic_write(self._resume_file) as temporary:
+                temporary.write_bytes(torch_bytes(content))
+            self._write_results()
 
     def _write_results(self) -> None:
         save_checkpoint(self.options.out / _MODEL, self._checkpoint())

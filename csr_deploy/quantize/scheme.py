@@ -93,12 +93,19 @@ class QuantizedGraph:
         return (np.float32(self.activations[node.inputs[0]].scale) * scales).astype(np.float32)
 
 
-def quantize_weight(weight: NDArray[np.floating]) -> WeightQuantization:
-    """Symmetric, per output channel; a channel of zeros gets a harmless scale."""
+def quantize_weight(
+    weight: NDArray[np.floating], most: NDArray[np.floating] | float = np.inf
+) -> WeightQuantization:
+    """Symmetric, per output channel; a channel of zeros gets a harmless scale.
+
+    Args:
+        weight: [O, …].
+        most: [O] or one for all: the largest scales, beyond which weights are clipped.
+    """
     flat = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1)
     scales = (flat / QMAX).astype(np.float32)
     # Also of a channel whose scale is no float32.
-    scales = np.where(scales > 0, scales, np.float32(1.0)).astype(np.float32)
+    scales = np.minimum(np.where(scales > 0, scales, np.float32(1.0)), most).astype(np.float32)
     shaped = scales.reshape(-1, *([1] * (weight.ndim - 1)))
     return WeightQuantization(np.clip(np.rint(weight / shaped), -QMAX, QMAX).astype(np.int8), scales)
 

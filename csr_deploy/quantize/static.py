@@ -19,6 +19,7 @@ from torch import Tensor
 
 from csr_deploy.data import Preprocessing
 from csr_deploy.errors import OptionError
+from csr_deploy.quantize.factors import largest_weight_scales, raise_small_summands
 from csr_deploy.quantize.groups import fixed_groups, scale_groups, separate_fixed_scales
 from csr_deploy.quantize.ranges import RANGES, choose_scales, collect
 from csr_deploy.quantize.scheme import (
@@ -114,9 +115,8 @@ def _quantize(
     activations = {name: scales[groups[name]] for name in graph.shapes if name not in real}
     weights: dict[str, WeightQuantization] = {}
     integer = [node for node in graph.nodes if node.output not in real_nodes]
-    for node in integer:
-        if node.op in scheme.weighted and node.inputs[1] not in weights:
-            weights[node.inputs[1]] = quantize_weight(graph.constants[node.inputs[1]])
+    for name, most in largest_weight_scales(graph, integer, activations, scheme).items():
+        weights[name] = quantize_weight(graph.constants[name], most)
     constants = {} if scheme.real_constants else _constant_operands(graph, integer, scheme)
     quantized = QuantizedGraph(graph, {**activations, **constants}, weights, {}, real_nodes)
     biases = _biases(quantized, calibration, options.bias_correction)
@@ -149,16 +149,17 @@ def _group_scales(
     """Value → representative of its group, and representative → quantisation."""
     groups = scale_groups(graph, scheme, equal_steps=options.equal_steps, real_nodes=real_nodes)
     found = collect(graph, calibration, groups, options.seed)
+    fixed = fixed_groups(graph, groups, scheme)
     scales = choose_scales(
         found,
         scheme,
-        fixed_groups(graph, groups, scheme),
+        fixed,
         groups[graph.input],
         groups[graph.output],
         preprocessing,
         options.ranges,
     )
-    return groups, scales
+    return groups, raise_small_summands(graph, groups, scales, fixed)
 
 
 def _only_real(graph: Graph, real_nodes: frozenset[str]) -> frozenset[str]:

@@ -76,7 +76,7 @@ static inline int csr_team_loops(const csr_team *team, const csr_loops *all, csr
         part->out = first * all->out_pixel;
     } else {
         s = csr_share_of(lines, team->count, team->rank);
-        first = (ptrdiff_t)s.first * line;
+        first = (ptrdiff_t)(s.first * line);
         part->loops.span = s.first + s.count == lines ? all->span - s.first * line : s.count * line;
         part->a = part->out = first;
         part->b = first * all->b_element;
