@@ -14,7 +14,7 @@ from csr_deploy.exporters.mcu.exporter import TfliteSource, export_tflite
 from csr_deploy.exporters.mcu.options import McuOptions
 from csr_deploy.exporters.native.exporter import NATIVE
 from csr_deploy.runtimes.native.build import find_compiler
-from csr_deploy.runtimes.native.platforms import Platform
+from csr_deploy.runtimes.native.platforms import Platform, Variant, this_platform
 from tests.mcu_tflite import GraphBuilder
 
 SIDE, CHANNELS, CLASSES = 8, 3, 4
@@ -72,3 +72,14 @@ def with_file(artifact: Artifact, name: str, content: bytes) -> Artifact:
     copy = replace(artifact, files=files)
     write_manifest(copy)
     return copy
+
+
+_FLAGS = {"dotprod": "asimddp", "avx2": "avx2", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni"}
+
+
+def runnable(platform: Platform) -> tuple[Variant, ...]:
+    """Variants of the kernels whose instructions this processor has, the one that all have first."""
+    here = platform == this_platform()
+    words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()) if here else set()
+    base, *more = platform.variants
+    return (base, *(v for v in more if _FLAGS[v.name] in words))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from csr_deploy.runtimes.native.platforms import X86_64, Variant, this_platform 
 from tests.mcu_graphs import RandomGraph  # noqa: E402
 from tests.mcu_host import HostCompiler  # noqa: E402
 from tests.mcu_tflite import GraphBuilder, Value  # noqa: E402
+from tests.native import runnable  # noqa: E402
 
 _CROSS = "aarch64-linux-gnu-gcc"
 MACHINES: dict[str, dict[str, Any]] = {
@@ -36,20 +35,13 @@ MACHINES: dict[str, dict[str, Any]] = {
     # A runner, be it one that changes nothing, has the arena end at a page that cannot be read.
     **{
         variant.architecture: {"flags": ("-O2", *variant.flags), "runner": ("env",)}
-        for variant in X86_64.variants[1:]
+        for variant in runnable(X86_64)[1:]
     },
 }
-X86_FLAGS = {"avx2": "avx2", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni"}
-"""What Linux calls the instructions of a variant."""
 
 
 def _demand(variant: Variant) -> None:
-    """Skips where this machine cannot compile or run a variant for x86-64."""
-    if platform.machine() != "x86_64":
-        pytest.skip("needs x86-64")
-    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    if X86_FLAGS[variant.name] not in flags:
-        pytest.skip(f"this processor has no {X86_FLAGS[variant.name]}")
+    """Skips where the compiler does not know a variant for x86-64."""
     compiler = find_compiler(this_platform())
     if compiler is None or variant not in compiler.platform.variants:
         pytest.skip(f"needs a compiler that knows {' '.join(variant.flags)}")
@@ -57,7 +49,7 @@ def _demand(variant: Variant) -> None:
 
 @pytest.fixture(scope="module", params=list(MACHINES))
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HostCompiler:
-    for variant in X86_64.variants[1:]:
+    for variant in runnable(X86_64)[1:]:
         if request.param == variant.architecture:
             _demand(variant)
     return HostCompiler(tmp_path_factory.mktemp("kernels"), **MACHINES[request.param])
