@@ -8,6 +8,7 @@ runs best in int8 are the writers of `onnx_integer` and `onnx_channels_last`, wh
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
@@ -224,7 +225,7 @@ class OnnxWriter:
         return self._node("Clip", [x, *bounds])
 
     def operand(self, name: str) -> str:
-        """A real-valued input: a value, or a constant that stands as an operand of add, sub or mul."""
+        """A real-valued input: a value, or a constant that stands as an operand."""
         if self._in_real and name in self._reals:
             return self._take(self._reals[name], name)
         if self._in_real and name in self.graph.constants:
@@ -284,10 +285,35 @@ class OnnxWriter:
             out = self._relu6(x)
         elif node.op == "hard_sigmoid":
             out = self._node("HardSigmoid", [x], alpha=1 / 6, beta=0.5)
+        elif node.op == "leaky_relu":
+            out = self._node("LeakyRelu", [x], alpha=node.attrs["slope"])
+        elif node.op == "gelu":
+            out = self._gelu(x, node.attrs["tanh"])
         else:
-            op = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hard_swish": "HardSwish"}[node.op]
+            op = {
+                "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hard_swish": "HardSwish", "elu": "Elu",
+            }[node.op]  # fmt: skip
             out = self._node(op, [x])
         self.finish(node, out)
+
+    def _gelu(self, x: str, tanh: bool) -> str:
+        """GELU in parts, as opset 17 has no operation for it; ONNX Runtime fuses them again."""
+
+        def constant(value: float) -> str:
+            return self._initializer(f"constant_{value!r}", np.asarray(value, self.real), "table")
+
+        if tanh:
+            cube = self._node("Mul", [x, self._node("Mul", [x, x])])
+            inner = self._node("Add", [x, self._node("Mul", [cube, constant(0.044715)])])
+            curve = self._node("Tanh", [self._node("Mul", [inner, constant(math.sqrt(2 / math.pi))])])
+        else:
+            curve = self._node("Erf", [self._node("Div", [x, constant(math.sqrt(2))])])
+        doubled = self._node("Mul", [x, self._node("Add", [curve, constant(1.0)])])
+        return self._node("Mul", [doubled, constant(0.5)])
+
+    def prelu(self, node: Node) -> None:
+        """PRelu."""
+        self.finish(node, self._node("PRelu", [self.operand(i) for i in node.inputs]))
 
     def softmax(self, node: Node) -> None:
         """Softmax."""
@@ -397,6 +423,10 @@ _EMITTERS: dict[str, str] = {
     "tanh": "unary",
     "hard_sigmoid": "unary",
     "hard_swish": "unary",
+    "elu": "unary",
+    "leaky_relu": "unary",
+    "gelu": "unary",
+    "prelu": "prelu",
     "softmax": "softmax",
     "max_pool2d": "pool",
     "avg_pool2d": "pool",

@@ -17,7 +17,7 @@ from csr_deploy.exporters.base import Exporter, ModelFile, WriteRequest
 from csr_deploy.exporters.flatbuffer import BufferTable, pack
 from csr_deploy.exporters.tflite_legalise import legalise, padding_scheme, window_of
 from csr_deploy.ledger import Ledger, Stored
-from csr_deploy.quantize.scheme import QuantizedGraph
+from csr_deploy.quantize.scheme import QMIN, QuantizedGraph
 from csr_deploy.types import Quantization, TensorSpec
 from csr_deploy.unroll.graph import Graph, Node
 from csr_deploy.unroll.ops import Shape
@@ -42,7 +42,7 @@ _INT8_VERSIONS = {
     _Op.CONV_2D: 3, _Op.DEPTHWISE_CONV_2D: 3, _Op.ADD: 2, _Op.SUB: 2, _Op.MUL: 2, _Op.SLICE: 2,
     _Op.STRIDED_SLICE: 2, _Op.CONCATENATION: 2, _Op.PAD: 2, _Op.MEAN: 2, _Op.AVERAGE_POOL_2D: 2,
     _Op.MAX_POOL_2D: 2, _Op.SOFTMAX: 2, _Op.LOGISTIC: 2, _Op.TANH: 2, _Op.RELU: 2, _Op.RELU6: 2,
-    _Op.TRANSPOSE: 2, _Op.SPACE_TO_DEPTH: 2,
+    _Op.TRANSPOSE: 2, _Op.SPACE_TO_DEPTH: 2, _Op.PADV2: 2, _Op.LEAKY_RELU: 2, _Op.GELU: 2,
 }  # fmt: skip
 
 
@@ -135,7 +135,7 @@ class TfliteWriter:
         return self._tensor(shape, "int8", _COMPUTED, _per_tensor(q))
 
     def _value(self, name: str) -> int:
-        """Tensor of a value, or of a constant that stands as an operand of add, sub or mul."""
+        """Tensor of a value, or of a constant that stands as an operand."""
         if self._in_real and name in self.graph.shapes:
             return self._real_value(name)
         known = self._reals if self._in_real else self._values
@@ -316,9 +316,28 @@ class TfliteWriter:
         """Stand-alone activations."""
         op = {
             "relu": _Op.RELU, "relu6": _Op.RELU6, "sigmoid": _Op.LOGISTIC,
-            "tanh": _Op.TANH, "hard_swish": _Op.HARD_SWISH,
+            "tanh": _Op.TANH, "hard_swish": _Op.HARD_SWISH, "elu": _Op.ELU,
         }[node.op]  # fmt: skip
         self._operator(op, [self._value(node.inputs[0])], self._value(node.output), None, None)
+
+    def leaky_relu(self, node: Node) -> None:
+        """LEAKY_RELU."""
+        options = schema.LeakyReluOptionsT()
+        options.alpha = node.attrs["slope"]
+        kind = schema.BuiltinOptions.LeakyReluOptions
+        self._operator(_Op.LEAKY_RELU, [self._value(node.inputs[0])], self._value(node.output), kind, options)
+
+    def gelu(self, node: Node) -> None:
+        """GELU."""
+        options = schema.GeluOptionsT()
+        options.approximate = node.attrs["tanh"]
+        kind = schema.BuiltinOptions.GeluOptions
+        self._operator(_Op.GELU, [self._value(node.inputs[0])], self._value(node.output), kind, options)
+
+    def prelu(self, node: Node) -> None:
+        """PRELU, a slope for each channel."""
+        inputs = [self._value(i) for i in node.inputs]
+        self._operator(_Op.PRELU, inputs, self._value(node.output), None, None)
 
     def softmax(self, node: Node) -> None:
         """SOFTMAX over the last axis."""
@@ -383,11 +402,27 @@ class TfliteWriter:
         self._operator(_Op.SLICE, [source, self._table(begin), self._table(size)], out, None, None)
 
     def pad(self, node: Node) -> None:
-        """PAD with zeros."""
+        """PAD with zeros, or PADV2 with the least that there is."""
         pads = node.attrs["pads"]
         ordered = [pads[i] for i in _NHWC] if len(pads) == 4 else list(pads)
         inputs = [self._value(node.inputs[0]), self._table(ordered)]
-        self._operator(_Op.PAD, inputs, self._value(node.output), None, None)
+        if node.attrs.get("lowest"):
+            inputs.append(self._lowest(self._q(node.output)))
+        self._operator(
+            _Op.PADV2 if len(inputs) > 2 else _Op.PAD, inputs, self._value(node.output), None, None
+        )
+
+    def _lowest(self, q: Quantization | None) -> int:
+        """A constant that is the least of its type."""
+        key = ("lowest", q)
+        if key not in self._constants:
+            name = f"c{len(self.tensors)}"
+            self._constants[key] = (
+                self._constant(name, np.full(1, np.finfo(np.float32).min, np.float32), "float32", "table")
+                if q is None
+                else self._constant(name, np.full(1, QMIN, np.int8), "int8", "table", _per_tensor(q))
+            )
+        return self._constants[key]
 
     def concat(self, node: Node) -> None:
         """CONCATENATION."""
@@ -479,6 +514,10 @@ _EMITTERS: dict[str, Callable[[TfliteWriter, Node], None]] = {
     "sigmoid": TfliteWriter.unary,
     "tanh": TfliteWriter.unary,
     "hard_swish": TfliteWriter.unary,
+    "elu": TfliteWriter.unary,
+    "leaky_relu": TfliteWriter.leaky_relu,
+    "gelu": TfliteWriter.gelu,
+    "prelu": TfliteWriter.prelu,
     "softmax": TfliteWriter.softmax,
     "max_pool2d": TfliteWriter.pool,
     "avg_pool2d": TfliteWriter.pool,

@@ -6,8 +6,8 @@ Only SAME or VALID windows are left, and only operations whose kernels agree in 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from csr_deploy.errors import ExportError
 from csr_deploy.unroll.graph import Graph, GraphEditor, Node
 from csr_deploy.unroll.passes.simplify import simplify
 
@@ -51,7 +51,7 @@ class _Legaliser:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.editor = GraphEditor(graph)
-        self.padded: dict[tuple[str, Padding], str] = {}
+        self.padded: dict[tuple[str, Padding, bool], str] = {}
         self.made: dict[str, Node] = {}
         self.non_negative: set[str] = set()
 
@@ -88,43 +88,41 @@ class _Legaliser:
         top, left = padding[:2]
         bottom = max(0, (out[2] - 1) * stride[0] + window[0] - shape[2] - top)
         right = max(0, (out[3] - 1) * stride[1] + window[1] - shape[3] - left)
-        if node.op == "max_pool2d" and node.inputs[0] not in self.non_negative:
-            raise ExportError(
-                "this padded max-pool of values that may be negative has no TFLite form",
-                where=node.origin or node.output,
-                fix="Put a ReLU before it, or use a padding that TFLite calls SAME.",
-            )
-        if node.op == "avg_pool2d" and not node.attrs["count_padding"]:
-            raise ExportError(
-                f"an average pool with padding {padding} that does not count it has no TFLite form",
-                where=node.origin or node.output,
-                fix="Use count_include_pad=True or a padding that TFLite calls SAME.",
-            )
-        x = self._pad(node.inputs[0], (top, left, bottom, right), node.origin)
+        # Zeros are no maximum of values that are not negative, and XNNPACK has no other padding.
+        lowest = node.op == "max_pool2d" and node.inputs[0] not in self.non_negative
+        x = self._pad(node.inputs[0], (top, left, bottom, right), node.origin, lowest=lowest)
         attrs = {**node.attrs, "padding": (0, 0, 0, 0)}
+        if node.op == "avg_pool2d" and not counted:
+            rows = _shares(out[2], window[0], stride[0], top, shape[2])
+            columns = _shares(out[3], window[1], stride[1], left, shape[3])
+            gain = self.editor.constant(f"{node.output}.shares", np.outer(rows, columns)[None, None])
+            pooled = self.editor.add(node.op, [x], f"{node.output}.padded", node.origin, **attrs)
+            return Node("mul", (pooled, gain), node.output, {"activation": None}, node.origin)
         return Node(node.op, (x, *node.inputs[1:]), node.output, attrs, node.origin)
 
-    def _pad(self, x: str, padding: Padding, origin: str) -> str:
+    def _pad(self, x: str, padding: Padding, origin: str, *, lowest: bool) -> str:
         """Pads a value, before its channels are split where it is one group of several."""
         producer = self.made.get(x)
         if producer is not None and _splits_channels(producer, self.editor):
-            whole = self._pad(producer.inputs[0], padding, origin)
+            whole = self._pad(producer.inputs[0], padding, origin, lowest=lowest)
             shape = self.editor.shape(whole)
             stops = (producer.attrs["stops"][0], producer.attrs["stops"][1], *shape[2:])
             return self.editor.add(
                 "slice", [whole], f"{x}.padded", origin, **{**producer.attrs, "stops": stops}
             )
-        if (x, padding) not in self.padded:
+        key = (x, padding, lowest)
+        if key not in self.padded:
             top, left, bottom, right = padding
             pads: tuple[tuple[int, int], ...] = ((0, 0), (0, 0), (top, bottom), (left, right))
-            source, name = x, f"{x}.pad"
-            if producer is not None and producer.op == "pad":
+            source, name = x, f"{x}.lowest" if lowest else f"{x}.pad"
+            if producer is not None and producer.op == "pad" and not lowest:
                 source = producer.inputs[0]
                 pads = tuple(
                     (a + c, b + d) for (a, b), (c, d) in zip(producer.attrs["pads"], pads, strict=True)
                 )
-            self.padded[x, padding] = self.editor.add("pad", [source], name, origin, pads=pads)
-        return self.padded[x, padding]
+            attrs = {"pads": pads, "lowest": True} if lowest else {"pads": pads}
+            self.padded[key] = self.editor.add("pad", [source], name, origin, **attrs)
+        return self.padded[key]
 
     def _linear(self, node: Node) -> None:
         """A linear layer as a 1×1 convolution.
@@ -157,6 +155,12 @@ class _Legaliser:
             "mul", [clipped, sixth], f"{node.output}.scale", node.origin, activation=None
         )
         self.editor.alias(node.output, scaled)
+
+
+def _shares(count: int, window: int, stride: int, before: int, size: int) -> NDArray[np.float64]:
+    """Along one axis: size of each window over how much of it lies in the picture."""
+    starts = np.arange(count) * stride - before
+    return window / (np.minimum(starts + window, size) - np.maximum(starts, 0))
 
 
 def _splits_channels(node: Node, editor: GraphEditor) -> bool:

@@ -95,6 +95,36 @@ class Odd(nn.Module):
         return out
 
 
+class Curved(nn.Module):
+    """Activations with a negative side, pools in ceil mode and a padded maximum of negative values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.LeakyReLU(0.1)
+        )
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.first = nn.Sequential(nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.PReLU(16))
+        self.second = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.ceil = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.third = nn.Sequential(nn.Conv2d(16, 17, 3, padding=1), nn.BatchNorm2d(17), nn.PReLU(17))
+        self.fourth = nn.Sequential(nn.Conv2d(17, 17, 3, padding=1), nn.BatchNorm2d(17), nn.PReLU())
+        self.average = nn.AvgPool2d(2, 2, ceil_mode=True)
+        self.hidden = nn.Sequential(nn.Linear(17, 12), nn.PReLU(12))
+        self.head = nn.Linear(12, 5)
+        csrify(self, ["first.0", "second.0", "third.0", "fourth.0"], 4)
+        for module in self.modules():
+            if isinstance(module, nn.PReLU):
+                nn.init.uniform_(module.weight, -0.2, 0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.pool(self.stem(x)))
+        x = self.ceil(nn.functional.leaky_relu(x + self.second(x), 0.3))
+        x = self.average(self.fourth(self.third(x))).mean((2, 3))
+        out: Tensor = self.head(self.hidden(x))
+        return out
+
+
 def _vgg() -> nn.Module:
     return settle(architecture("vgg16-csr4").build(), (1, 3, 32, 32))
 
@@ -111,10 +141,15 @@ def _odd() -> nn.Module:
     return settle(Odd(), (1, 3, 24, 16))
 
 
+def _curved() -> nn.Module:
+    return settle(Curved(), (1, 3, 24, 18))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "resnet20-5x3": (_resnet, (3, 32, 32)),
     "bottlenecks": (_bottlenecks, (3, 32, 32)),
     "odd": (_odd, (3, 24, 16)),
+    "curved": (_curved, (3, 24, 18)),
     "vgg16-csr4": (_vgg, (3, 32, 32)),
 }
 """Name → (builder, (C, H, W))."""

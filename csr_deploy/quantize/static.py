@@ -172,10 +172,10 @@ def _only_real(graph: Graph, real_nodes: frozenset[str]) -> frozenset[str]:
 
 
 def _constant_operands(graph: Graph, nodes: Sequence[Node], scheme: Scheme) -> dict[str, Quantization]:
-    """Quantisation of constants that stand as operands of add, sub and mul."""
+    """Quantisation of constants that stand as operands of add, sub, mul and prelu."""
     out: dict[str, Quantization] = {}
     for node in nodes:
-        if node.op in ("add", "sub", "mul"):
+        if node.op in ("add", "sub", "mul", "prelu"):
             for name in node.inputs:
                 if name in graph.constants:
                     value = graph.constants[name]

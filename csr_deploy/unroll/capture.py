@@ -379,9 +379,6 @@ _IGNORED = {
 }
 _WAYS_OUT = {
     aten.log_softmax.int: "Return the logits themselves: their order is the same.",
-    aten.leaky_relu.default: "Use ReLU or ReLU6.",
-    aten.prelu.default: "Use ReLU or ReLU6.",
-    aten.gelu.default: "Use hard-swish or SiLU.",
     aten.group_norm.default: "Use BatchNorm.",
     aten.instance_norm.default: "Use BatchNorm.",
     aten.layer_norm.default: "Use BatchNorm.",
@@ -500,6 +497,46 @@ _reads(aten.sigmoid.default, aten.sigmoid_.default)(_unary("sigmoid"))
 _reads(aten.tanh.default, aten.tanh_.default)(_unary("tanh"))
 _reads(aten.hardsigmoid.default, aten.hardsigmoid_.default)(_unary("hard_sigmoid"))
 _reads(aten.hardswish.default, aten.hardswish_.default)(_unary("hard_swish"))
+
+
+@_reads(aten.leaky_relu.default, aten.leaky_relu_.default)
+def _read_leaky_relu(reader: _Reader, node: fx.Node) -> None:
+    slope = float(reader.argument(node, 1, "negative_slope", 0.01))
+    reader.emit(node, "leaky_relu", [reader._name(_args(node)[0])], slope=slope)
+
+
+@_reads(aten.prelu.default)
+def _read_prelu(reader: _Reader, node: fx.Node) -> None:
+    x, weight = (reader._name(a) for a in _args(node)[:2])
+    if weight not in reader.constants:
+        raise CaptureError("a PReLU whose slopes are computed is not supported", where=reader.origin(node))
+    if reader.constants[weight].size == 1:
+        reader.emit(node, "leaky_relu", [x], slope=float(reader.constants[weight].item()))
+    else:
+        rank = len(reader.shape_of(node))
+        slopes = f"{weight}.of{rank}axes"
+        reader.constants[slopes] = reader.constants[weight].reshape(1, -1, *[1] * (rank - 2))
+        reader.emit(node, "prelu", [x, slopes])
+
+
+@_reads(aten.elu.default, aten.elu_.default)
+def _read_elu(reader: _Reader, node: fx.Node) -> None:
+    factors = tuple(
+        float(reader.argument(node, i, n, 1.0)) for i, n in enumerate(("alpha", "scale", "input_scale"), 1)
+    )
+    if factors != (1.0, 1.0, 1.0):
+        raise CaptureError(
+            f"an ELU whose alpha, scale and input scale are {factors} is not supported",
+            where=reader.origin(node),
+            fix="Use nn.ELU() as it is.",
+        )
+    reader.emit(node, "elu", [reader._name(_args(node)[0])])
+
+
+@_reads(aten.gelu.default)
+def _read_gelu(reader: _Reader, node: fx.Node) -> None:
+    approximate = str(reader.argument(node, 1, "approximate", "none"))
+    reader.emit(node, "gelu", [reader._name(_args(node)[0])], tanh=approximate == "tanh")
 
 
 @_reads(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default)
@@ -688,25 +725,28 @@ def _pool(op: str) -> _Read:
         stride = _pair(reader.argument(node, 2, "stride", None) or kernel)
         ph, pw = _pair(reader.argument(node, 3, "padding", 0), 0)
         if op == "max_pool2d":
-            dilation, ceil = (
-                _pair(reader.argument(node, 4, "dilation", 1), 1),
-                reader.argument(node, 5, "ceil_mode", False),
-            )
+            if _pair(reader.argument(node, 4, "dilation", 1), 1) != (1, 1):
+                raise CaptureError("a dilated pool is not supported", where=reader.origin(node))
             attrs: dict[str, Any] = {}
         else:
-            dilation, ceil = (1, 1), reader.argument(node, 4, "ceil_mode", False)
             attrs = {"count_padding": bool(reader.argument(node, 5, "count_include_pad", True))}
             if reader.argument(node, 6, "divisor_override", None) is not None:
                 raise CaptureError("a pool with divisor_override is not supported", where=reader.origin(node))
-        size, out = reader.shape_of(_args(node)[0]), reader.shape_of(node)
-        plain = tuple(
-            (s + 2 * p - k) // t + 1 for s, p, k, t in zip(size[2:], (ph, pw), kernel, stride, strict=True)
-        )
-        if dilation != (1, 1) or (ceil and plain != out[2:]):
-            raise CaptureError("a dilated or ceil-mode pool is not supported", where=reader.origin(node))
+        size, out = reader.shape_of(_args(node)[0])[2:], reader.shape_of(node)[2:]
+        # In ceil mode the last window may reach beyond the padding: it ends there in torch, too.
+        reach = [(o - 1) * t + k - s for o, t, k, s in zip(out, stride, kernel, size, strict=True)]
+        bottom, right = max(reach[0] - ph, ph), max(reach[1] - pw, pw)
+        if (bottom, right) != (ph, pw) and attrs.get("count_padding"):
+            if ph or pw:
+                raise CaptureError(
+                    "an average pool in ceil mode that counts its padding is not supported",
+                    where=reader.origin(node),
+                    fix="Give count_include_pad=False, or no padding.",
+                )
+            attrs["count_padding"] = False
         reader.emit(
             node, op, [reader._name(_args(node)[0])],
-            kernel=kernel, stride=stride, padding=(ph, pw, ph, pw), **attrs,
+            kernel=kernel, stride=stride, padding=(ph, pw, bottom, right), **attrs,
         )  # fmt: skip
 
     return read

@@ -24,6 +24,7 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "hard_sigmoid": F.hardsigmoid,
     "hard_swish": F.hardswish,
+    "elu": F.elu,
 }
 
 
@@ -65,6 +66,12 @@ def evaluate_node(node: Node, inputs: list[Tensor]) -> Tensor:
         return activate(x * inputs[1], a.get("activation"))
     if node.op in _UNARY:
         return _UNARY[node.op](x)
+    if node.op == "leaky_relu":
+        return F.leaky_relu(x, a["slope"])
+    if node.op == "gelu":
+        return F.gelu(x, approximate="tanh" if a["tanh"] else "none")
+    if node.op == "prelu":
+        return F.prelu(x, inputs[1].reshape(-1))
     if node.op == "softmax":
         return torch.softmax(x, a["axis"])
     if node.op == "max_pool2d":
@@ -81,7 +88,8 @@ def evaluate_node(node: Node, inputs: list[Tensor]) -> Tensor:
         index = tuple(slice(*p) for p in zip(a["starts"], a["stops"], a["steps"], strict=True))
         return x[(slice(None), *index[1:])]
     if node.op == "pad":
-        return F.pad(x, [p for pair in reversed(a["pads"]) for p in pair])
+        fill = float("-inf") if a.get("lowest") else 0.0
+        return F.pad(x, [p for pair in reversed(a["pads"]) for p in pair], value=fill)
     if node.op == "concat":
         return torch.cat(inputs, a["axis"])
     if node.op == "reshape":

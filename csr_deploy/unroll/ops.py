@@ -6,12 +6,15 @@
 | linear | x [N,I], w [O,I], bias [O]? | activation |
 | affine | x [N,C,…], gain [C], bias [C] | activation |
 | add, sub, mul | x, y of one shape, or one of them with axes of size 1 that broadcast | activation |
-| relu, relu6, sigmoid, tanh, hard_sigmoid, hard_swish | x | – |
+| relu, relu6, sigmoid, tanh, hard_sigmoid, hard_swish, elu | x | – |
+| leaky_relu | x | slope |
+| gelu | x | tanh: whether it is the approximation by tanh |
+| prelu | x [N,C,…], slope [1,C,1,…] | – |
 | softmax | x | axis |
 | max_pool2d, avg_pool2d | x | kernel, stride, padding; average counts no padding unless count_padding |
 | mean_hw | x [N,C,H,W] → [N,C,1,1] | – |
 | slice | x | starts, stops, steps (one per axis) |
-| pad | x | pads ((before, after) per axis), zeros |
+| pad | x | pads ((before, after) per axis), zeros, or what never is a maximum where lowest is set |
 | concat | x… | axis |
 | reshape | x | shape |
 | transpose | x | perm |
@@ -34,6 +37,12 @@ from csr_deploy.errors import GraphError
 Shape = tuple[int, ...]
 ACTIVATIONS = (None, "relu", "relu6")
 """Activations that a compute node may carry."""
+
+
+ACTIVATION_OPS = frozenset(
+    {"relu", "relu6", "sigmoid", "tanh", "hard_sigmoid", "hard_swish", "elu", "leaky_relu", "gelu"}
+)
+"""Operations that make each value from one value, wherever it stands."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,12 @@ def _affine(shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
     _check_activation(attrs)
     x, gain, bias = shapes
     _need(gain == bias == (x[1],), f"gain {gain} and bias {bias} do not fit {x}")
+    return x
+
+
+def _prelu(shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> Shape:
+    x, slope = shapes
+    _need(slope == (1, x[1], *[1] * (len(x) - 2)), f"slope {slope} does not fit {x}")
     return x
 
 
@@ -192,6 +207,10 @@ OPS: dict[str, Op] = {
     "tanh": Op(_same),
     "hard_sigmoid": Op(_same),
     "hard_swish": Op(_same),
+    "elu": Op(_same),
+    "leaky_relu": Op(_same),
+    "gelu": Op(_same),
+    "prelu": Op(_prelu),
     "softmax": Op(_same),
     "max_pool2d": Op(_pool),
     "avg_pool2d": Op(_pool),

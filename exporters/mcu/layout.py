@@ -17,8 +17,8 @@ _DENSE = frozenset({"FULLY_CONNECTED", "SOFTMAX", "MEAN", "QUANTIZE", "DEQUANTIZ
 """Operations whose kernels want their values one behind the other."""
 _IN_PLACE = frozenset(
     {
-        "ABS", "ADD", "ELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "PRELU",
-        "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH",
+        "ABS", "ADD", "ELU", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MAXIMUM", "MINIMUM", "MUL",
+        "PRELU", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH",
     }
 )  # fmt: skip
 """Operations whose kernels may write over an input of the same shape."""

@@ -34,7 +34,7 @@ def untrained(name: str) -> tuple[Network, ExportData, ExportOptions]:
     build, (channels, height, width) = NETWORKS[name]
     preprocessing = Preprocessing(height, width, (0.3,) * channels, (0.35,) * channels)
     model = build()
-    classes = {"odd": 5}.get(name, 10)
+    classes = {"odd": 5, "curved": 5}.get(name, 10)
     network = Network(name, model, tuple(str(i) for i in range(classes)), preprocessing)
     pictures = open_dataset("fashion-mnist", "test")
     data = ExportData(

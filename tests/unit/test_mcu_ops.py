@@ -51,6 +51,7 @@ FIXED: Mapping[str, Quant] = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
 UNARY = (
     "ABS",
     "ELU",
+    "GELU",
     "HARD_SWISH",
     "LEAKY_RELU",
     "LOGISTIC",
@@ -71,10 +72,14 @@ def test_a_table_holds_what_tflite_micro_computes_for_all_256_values(
     quant = (scale(rng), zero(rng))
     same = kind == "RELU6" or (kind == "ABS" and seed == 0)
     out = FIXED.get(kind, quant if same else near(rng, quant))
-    options: dict[str, Any] = {"alpha": float(rng.uniform(-1, 1))} if kind == "LEAKY_RELU" else {}
+    options: dict[str, Any] = {}
+    if kind == "LEAKY_RELU":
+        options["alpha"] = float(rng.uniform(-1, 1))
+    elif kind == "GELU":
+        options["approximate"] = seed % 2 == 0
     graph = GraphBuilder()
     content = graph.build(graph.unary(kind, graph.input(ALL.shape, quant), out, **options))
-    check(library, content, ALL, tflm=kind != "RELU_N1_TO_1", litert=kind != "ELU")
+    check(library, content, ALL, tflm=kind not in ("RELU_N1_TO_1", "GELU"), litert=kind != "ELU")
 
 
 @pytest.mark.parametrize("quant", [(4.0, 1), (8.0, 0), (20.0, -128), (2.0**-20, 127)])

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from csr_deploy.artifact import read_artifact
 from csr_deploy.data import Preprocessing, open_dataset, sample
-from csr_deploy.errors import ModelError, ParityError
+from csr_deploy.errors import ExportError, ModelError, ParityError
 from csr_deploy.export import ExportData, ExportOptions, Network, export
 from csr_deploy.nn import CSRConv2d
 from csr_deploy.parity import check_parity, compare
 from csr_deploy.targets import TARGETS, Tolerance
+from tests.networks import settle
 
 SIZE = (8, 6)
 
@@ -89,6 +90,48 @@ def test_a_network_without_a_layer_that_computes(target: str, tmp_path: Path) ->
     own, data = network(nn.Flatten(), SIZE[0] * SIZE[1])
     artifact = export(own, TARGETS[target], data, tmp_path / "own", ExportOptions(agreement=0.5))
     assert artifact.model["macs"] == 0
+
+
+class Smooth(nn.Module):
+    """An activation behind a plain convolution and between CSR-Convs of one split."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), activation,
+            CSRConv2d(8, 8, 3, 4, padding=1), nn.BatchNorm2d(8), activation,
+            CSRConv2d(8, 8, 3, 4, padding=1), nn.BatchNorm2d(8), activation,
+        )  # fmt: skip
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x).mean((2, 3)))
+        return out
+
+
+SMOOTH = (nn.GELU(), nn.GELU("tanh"), nn.ELU())
+
+
+@pytest.mark.parametrize(
+    ("target", "activation"),
+    [(t, a) for t in TARGETS for a in SMOOTH if t != "tflm" or isinstance(a, nn.ELU)],
+    ids=str,
+)
+def test_smooth_activations_on_every_target_that_has_them(
+    target: str, activation: nn.Module, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    own, data = network(settle(Smooth(activation), (1, 1, *SIZE)))
+    artifact = export(own, TARGETS[target], data, tmp_path / "own", ExportOptions(agreement=0.0))
+    # Of the range of the logits; float targets have limits of their own.
+    assert artifact.parity["relative_error"] < 0.1
+
+
+def test_tflite_micro_has_no_gelu(tmp_path: Path) -> None:
+    own, data = network(Smooth(nn.GELU()))
+    with pytest.raises(ExportError, match="TFLite Micro has no operation GELU"):
+        export(own, TARGETS["tflm"], data, tmp_path / "own", ExportOptions(agreement=0.0))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_logit_agrees_where_its_sign_does() -> None:

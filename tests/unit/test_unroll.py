@@ -168,6 +168,26 @@ IDIOMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "one channel": (lambda x: x[:, -2].flatten(1), 12 * 8),
     "named squeeze": (lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1), 6),
     "cast to float": (lambda x: x.mean((2, 3)).to(torch.float32).type_as(x), 6),
+    "leaky": (lambda x: F.leaky_relu(x - 0.2, 0.3).mean((2, 3)), 6),
+    "leaky in place": (lambda x: F.leaky_relu_(x - 0.2, 0.3).mean((2, 3)), 6),
+    "elu": (lambda x: F.elu(x - 0.2).mean((2, 3)), 6),
+    "gelu": (lambda x: F.gelu(x - 0.2).mean((2, 3)), 6),
+    "gelu by tanh": (lambda x: F.gelu(x - 0.2, approximate="tanh").mean((2, 3)), 6),
+    "padded maximum of negative values": (lambda x: F.max_pool2d(x - 2, 3, 2, 1).flatten(1), 6 * 24),
+    "maximum in ceil mode": (lambda x: F.max_pool2d(x - 2, 3, 2, ceil_mode=True).flatten(1), 6 * 24),
+    "maximum in ceil mode whose last window begins in the padding": (
+        lambda x: F.max_pool2d(x - 2, 2, 3, 1, ceil_mode=True).flatten(1),
+        6 * 5 * 3,
+    ),
+    "average in ceil mode": (lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True).flatten(1), 6 * 24),
+    "average in ceil mode without padding": (
+        lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False).flatten(1),
+        6 * 7 * 5,
+    ),
+    "average that counts no padding": (
+        lambda x: F.avg_pool2d(x, 5, 2, 2, count_include_pad=False).flatten(1),
+        6 * 24,
+    ),
     "dropout that is off": (lambda x: F.dropout(x, 0.5, training=False).mean((2, 3)), 6),
 }
 
@@ -199,6 +219,12 @@ def test_ways_of_writing_a_network_are_understood(idiom: str) -> None:
         (lambda x: x.clamp(0, 1).mean((2, 3)), r"(?s)clamp to \[0, 1\].*\[0, 6\]"),
         (lambda x: F.pad(x, (1,) * 4, mode="reflect").mean((2, 3)), "(?s)reflect.*own-network"),
         (lambda x: (x * x.mean(1, keepdim=True)).mean((2, 3)), r"(?s)mean over axes \[1\].*height and width"),
+        (lambda x: F.elu(x, 0.5).mean((2, 3)), r"(?s)ELU whose alpha.*\(0.5, 1.0, 1.0\).*nn.ELU"),
+        (lambda x: F.max_pool2d(x, 2, dilation=2).mean((2, 3)), "dilated pool"),
+        (
+            lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True).mean((2, 3)),
+            "(?s)ceil mode that counts its padding.*count_include_pad",
+        ),
         (lambda x: x.half().float().mean((2, 3)), "float16"),
         (lambda x: {"here": x}["gone"], "KeyError"),
         (lambda x: x[99], "torch.export"),

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from csr_deploy.unroll.graph import Graph, GraphEditor, Node
+from csr_deploy.unroll.ops import ACTIVATION_OPS
 from csr_deploy.unroll.passes.unroll import channels
 
-_ZERO_KEEPING = frozenset({"relu", "relu6", "tanh", "hard_swish", "max_pool2d", "avg_pool2d", "mean_hw"})
+_ZERO_KEEPING = (ACTIVATION_OPS - {"sigmoid", "hard_sigmoid"}) | {"max_pool2d", "avg_pool2d", "mean_hw"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class _Absorber:
             return self._carry_affine(node, cut)
         if node.op in _ZERO_KEEPING:
             return self._emit(node, [cut.whole], cut.size, cut.zero)
+        if node.op == "prelu":
+            return self._emit(node, [cut.whole, *self._widened_tables(node, cut)], cut.size, cut.zero)
         if node.op == "slice":
             return self._carry_slice(node, cut)
         if node.op == "pad":
@@ -101,12 +104,21 @@ class _Absorber:
         return False
 
     def _carry_affine(self, node: Node, cut: _Cut) -> bool:
+        return self._emit(node, [cut.whole, *self._widened_tables(node, cut)], cut.size, True)
+
+    def _widened_tables(self, node: Node, cut: _Cut) -> list[str]:
+        """The node's constants [C] or [1, C, 1, 1] with zeros for the surplus."""
         surplus = self._surplus(cut)
-        names = [
-            self.editor.constant(f"{name}.widened", np.pad(self.editor.constants[name], (0, surplus)))
-            for name in node.inputs[1:]
-        ]
-        return self._emit(node, [cut.whole, *names], cut.size, True)
+        made = []
+        for name in node.inputs[1:]:
+            wide = f"{name}.widened{surplus}"
+            if wide not in self.editor.constants:
+                value = self.editor.constants[name]
+                channels_axis = 1 if value.ndim > 1 else 0
+                widths = [(0, surplus if axis == channels_axis else 0) for axis in range(value.ndim)]
+                self.editor.constant(wide, np.pad(value, widths))
+            made.append(wide)
+        return made
 
     def _carry_slice(self, node: Node, cut: _Cut) -> bool:
         starts, stops = node.attrs["starts"], node.attrs["stops"]

@@ -11,24 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from csr_deploy.unroll.graph import Graph, GraphEditor, Node
+from csr_deploy.unroll.ops import ACTIVATION_OPS
 from csr_deploy.unroll.passes.unroll import channels
 
 Sizes = tuple[int, ...]
 
-_ONE_INPUT = frozenset(
-    {
-        "relu",
-        "relu6",
-        "sigmoid",
-        "tanh",
-        "hard_sigmoid",
-        "hard_swish",
-        "max_pool2d",
-        "avg_pool2d",
-        "mean_hw",
-    }
-)
-_CHANNELWISE = _ONE_INPUT | {"affine", "add", "sub", "mul"}
+_WITH_TABLES = ACTIVATION_OPS | {"max_pool2d", "avg_pool2d", "mean_hw", "affine", "prelu"}
+"""Operations on one value; their other inputs are constants [C] or [1, C, 1, 1]."""
+_CHANNELWISE = _WITH_TABLES | {"add", "sub", "mul"}
 
 
 def keep_groups(graph: Graph) -> Graph:
@@ -89,7 +79,7 @@ def _possible_splits(graph: Graph) -> dict[str, Sizes]:
             continue
         if node.op == "concat" and node.attrs["axis"] == 1:
             splits[node.output] = tuple(graph.shape(i)[1] for i in node.inputs)
-        elif node.op in _ONE_INPUT or node.op == "affine":
+        elif node.op in _WITH_TABLES:
             if node.inputs[0] in splits:
                 splits[node.output] = splits[node.inputs[0]]
         elif node.op in ("add", "sub", "mul"):
@@ -152,7 +142,9 @@ def _apply(
         for name in constants:
             key = f"{name}.group{index + 1}of{len(sizes)}.{start}"
             if key not in editor.constants:
-                editor.constant(key, editor.constants[name][start : start + size])
+                value = editor.constants[name]
+                axis = 1 if value.ndim > 1 else 0
+                editor.constant(key, value.take(range(start, start + size), axis))
             inputs.append(key)
         out.append(editor.add(node.op, inputs, f"{node.output}.group{index + 1}", node.origin, **node.attrs))
         start += size

@@ -8,10 +8,9 @@ From a value that is added to such a view on, a chain of residual blocks stays i
 from __future__ import annotations
 
 from csr_deploy.unroll.graph import Graph, GraphEditor, Node
+from csr_deploy.unroll.ops import ACTIVATION_OPS
 
-_VALUEWISE = frozenset(
-    {"add", "sub", "mul", "relu", "relu6", "sigmoid", "tanh", "hard_sigmoid", "hard_swish"}
-)
+_VALUEWISE = frozenset({"add", "sub", "mul"}) | ACTIVATION_OPS
 _CHANNELS = 1
 
 

@@ -23,6 +23,7 @@ from csr_deploy.exporters.mcu.ops.softmax import SOFTMAX
 from csr_deploy.exporters.mcu.ops.tables import (
     ABS,
     ELU,
+    GELU,
     HARD_SWISH,
     LEAKY_RELU,
     LOGISTIC,
@@ -42,6 +43,7 @@ KINDS: dict[str, Kind] = {
     "DEPTHWISE_CONV_2D": DEPTHWISE_CONV_2D,
     "DEQUANTIZE": DEQUANTIZE,
     "ELU": ELU,
+    "GELU": GELU,
     "EXPAND_DIMS": RESHAPE,
     "FULLY_CONNECTED": FULLY_CONNECTED,
     "HARD_SWISH": HARD_SWISH,

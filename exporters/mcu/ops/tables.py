@@ -3,13 +3,14 @@
 LiteRT's reference kernels give the same, except: RELU6 of tensors with different scales, which TFLite Micro
 does not rescale (refused here); LOGISTIC and TANH, some halves of which LiteRT rounds otherwise, and which
 TFLite Micro saturates too early for input scales from 4 on; LEAKY_RELU, whose factors are float32 in LiteRT
-and float64 in TFLite Micro; RELU_N1_TO_1, which only LiteRT has; ELU, which only TFLite Micro has.
+and float64 in TFLite Micro; RELU_N1_TO_1 and GELU, which only LiteRT has; ELU, which only TFLite Micro has.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -161,6 +162,21 @@ def _elu(op: Op, x: Tensor, out: Tensor, q: Array) -> Array:
     return rounded + out.zero_point
 
 
+def _gelu(op: Op, x: Tensor, out: Tensor, q: Array) -> Array:
+    reals = x.scale * (q - x.zero_point).astype(np.float32)
+    # As _elu: each step of TFLite's float32 formula rounded once from float64.
+    if op.attrs["approximate"]:
+        cubed = reals * reals * reals
+        inner = np.float32(math.sqrt(2 / math.pi)) * (reals + np.float32(0.044715) * cubed)
+        curve = np.float32(1) + np.tanh(inner.astype(np.float64)).astype(np.float32)
+    else:
+        inner = reals * np.float32(-math.sqrt(0.5))
+        curve = np.array([math.erfc(float(v)) for v in inner]).astype(np.float32)
+    scaled = (np.float32(0.5) * reals * curve * (np.float32(1) / out.scale)).astype(np.float64)
+    rounded: Array = (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64)
+    return rounded + out.zero_point
+
+
 def _abs(op: Op, x: Tensor, out: Tensor, q: Array) -> Array:
     size: Array = np.abs(q - x.zero_point)
     if x.scale != out.scale:
@@ -197,7 +213,11 @@ def _kind(values: Values) -> Kind:
     def normalise(op: Op, model: Model) -> Op:
         need_int8(op, model, op.inputs[0], op.output)
         check_shapes(op, model)
-        attrs = {"alpha": float(op.attrs.get("alpha", 0.0) or 0.0)} if op.kind == "LEAKY_RELU" else {}
+        attrs: dict[str, Any] = {}
+        if op.kind == "LEAKY_RELU":
+            attrs["alpha"] = float(op.attrs.get("alpha", 0.0) or 0.0)
+        elif op.kind == "GELU":
+            attrs["approximate"] = bool(op.attrs.get("approximate", False))
         made = Op(op.kind, op.inputs, op.outputs, attrs, op.index)
         # Raises what there is to raise.
         content(made, model)
@@ -219,4 +239,5 @@ TANH = _kind(_tanh)
 HARD_SWISH = _kind(_hard_swish)
 LEAKY_RELU = _kind(_leaky_relu)
 ELU = _kind(_elu)
+GELU = _kind(_gelu)
 ABS = _kind(_abs)
