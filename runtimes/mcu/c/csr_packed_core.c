@@ -259,9 +259,10 @@ static int is_three(const csr_part *part)
     return part->width == 3 && part->right == part->column;
 }
 
-/* Tiles of pixels side by side under kernels of width three: one row after the other. */
-static void run_three(const csr_block *b)
+/* Tiles of pixels side by side: one row after the other. */
+static void run_lines(const csr_block *b)
 {
+    const int three = is_three(b->parts) && is_three(b->parts + b->count - 1);
     const uint32_t whole = b->width / CSR_TILE, over = b->width % CSR_TILE;
     csr_rows_part parts[2];
     csr_rows_job job;
@@ -281,12 +282,14 @@ static void run_three(const csr_block *b)
     for (i = 0; i < b->count; i++) {
         const csr_part *const from = b->parts + i;
         parts[i].row = from->row;
-        parts[i].pixel = from->column;
+        parts[i].pixel = from->right;
         parts[i].weights = from->weights;
         parts[i].three = from->three;
         parts[i].height = from->height;
         parts[i].groups = from->groups;
         parts[i].advance = CSR_TILE * from->right;
+        parts[i].column = from->column;
+        parts[i].width = from->width;
     }
     for (y = 0; y < b->height; y++) {
         uint32_t x = 0, tiles = whole;
@@ -304,14 +307,14 @@ static void run_three(const csr_block *b)
                 job.out_pixel = b->out.pixel;
                 job.state = state;
                 job.state_pixel = b->state.pixel;
-                csr_rows(&job);
+                (three ? csr_rows : csr_taps)(&job);
                 x += tiles * CSR_TILE;
             } else {
                 job.tiles = 1;
                 job.out = values;
                 job.out_pixel = CSR_BLOCK;
                 job.state = NULL;
-                csr_rows(&job);
+                (three ? csr_rows : csr_taps)(&job);
                 spread(values, out, b->out.pixel, b->filters);
                 if (state) {
                     spread(values, state, b->state.pixel, b->filters);
@@ -417,8 +420,8 @@ static void csr_run(const csr_block *b)
         return;
     }
 #if defined(CSR_NEON)
-    if (b->scale->mode != CSR_GENERAL && is_three(b->parts) && is_three(b->parts + b->count - 1)) {
-        run_three(b);
+    if (b->scale->mode != CSR_GENERAL) {
+        run_lines(b);
         return;
     }
 #endif

@@ -1,5 +1,6 @@
-/* Rows of tiles of a kernel of width three and stride one, in assembly: of intrinsics a compiler makes a tenth more
- * instructions, which move registers about. Each pixel of a row is read once a tile and meets all three taps.
+/* Rows of tiles in assembly: of intrinsics a compiler makes a tenth to a third more instructions, which move registers
+ * about and begin and end each tile. csr_rows has kernels of width three and stride one: each pixel of a row is read
+ * once a tile and meets all three taps. csr_taps has all others, and reads the pixels of each tap.
  *
  * With SDOT: eight filters on eight pixels, v0 to v7 the sums of filters 0 to 3 and v8 to v15 of 4 to 7. Without:
  * on four pixels, v(4p) to v(4p + 3) the sums of pixel p, two partial sums of two filters in each.
@@ -13,11 +14,12 @@
 
 typedef struct {
     const int8_t *x; /* first tap of the first pixel; moves on by `advance` from tile to tile */
-    int64_t row, pixel;
+    int64_t row, pixel; /* from row to row of taps, from output pixel to output pixel */
     const int8_t *weights;
-    const uint8_t *three;
+    const uint8_t *three; /* 32 */
     int64_t height, groups, advance;
-} csr_rows_part;
+    int64_t column, width; /* 64: from tap to tap; csr_taps */
+} csr_rows_part; /* 80 */
 
 typedef struct {
     csr_rows_part *parts, *end; /* 0, 8 */
@@ -162,7 +164,7 @@ static void csr_rows(csr_rows_job *job)
                      "ldp x8, x9, [x2, #40]\n\t"
                      "ldr x10, [x2, #56]\n\t"
                      "add x10, x10, x4\n\t"
-                     "str x10, [x2], #64\n"
+                     "str x10, [x2], #80\n"
                      "30:\n\t" /* a row of taps */
                      "mov x13, x4\n\t"
                      "subs x12, x9, #4\n\t"
@@ -196,6 +198,108 @@ static void csr_rows(csr_rows_job *job)
                      "52:\n\t"
                      CSR_THREE(CSR_TAPS2)
                      "b 60b\n"
+                     "70:\n\t"
+                     CSR_FINISH
+                     : "+r"(x0)
+                     :
+                     : CSR_CLOBBERED);
+}
+
+/* One tap of eight pixels; the address moves on by x17 behind the last. */
+#define CSR_EIGHT_TO(step, taps)                                                                               \
+    CSR_NEXT(16) CSR_NEXT(17) CSR_NEXT(18) CSR_NEXT(19) CSR_NEXT(20) CSR_NEXT(21) CSR_NEXT(22)                  \
+    "ld1 {v23.16b}, [x13], " step "\n\t" taps(16, 17, 18, 19, 20, 21, 22, 23)
+#define CSR_EACH_TAP(label, taps)                                                                              \
+    #label ":\n\t"                                                                                             \
+    "mov x13, x1\n\t" CSR_EIGHT_TO("x6", taps)                                                                 \
+    "add x1, x1, x15\n\t"                                                                                      \
+    "subs x17, x17, #1\n\t"                                                                                    \
+    "b.ne " #label "b\n\t"
+
+static void csr_taps(csr_rows_job *job)
+{
+    register csr_rows_job *x0 __asm__("x0") = job;
+    __asm__ volatile("ldr x14, [x0, #96]\n"
+                     "10:\n\t"
+                     "ldr x1, [x0, #16]\n\t"
+                     "ldp x2, x3, [x0]\n\t"
+                     "ldp q0, q8, [x1]\n\t"
+                     CSR_COPY(1, 0) CSR_COPY(9, 8) CSR_COPY(2, 0) CSR_COPY(10, 8) CSR_COPY(3, 0) CSR_COPY(11, 8)
+                     CSR_COPY(4, 0) CSR_COPY(12, 8) CSR_COPY(5, 0) CSR_COPY(13, 8) CSR_COPY(6, 0) CSR_COPY(14, 8)
+                     CSR_COPY(7, 0) CSR_COPY(15, 8)
+                     "20:\n\t" /* a part */
+                     "ldp x4, x5, [x2]\n\t"
+                     "ldp x6, x7, [x2, #16]\n\t"
+                     "ldp x8, x9, [x2, #40]\n\t"
+                     "ldp x10, x15, [x2, #56]\n\t"
+                     "ldr x16, [x2, #72]\n\t"
+                     "add x10, x10, x4\n\t"
+                     "str x10, [x2], #80\n\t"
+                     "cmp x16, #1\n\t"
+                     "b.eq 80f\n"
+                     "30:\n\t" /* a row of taps */
+                     "mov x11, x4\n\t"
+                     "subs x12, x9, #4\n\t"
+                     "b.lt 50f\n"
+                     "40:\n\t" /* 16 channels */
+                     "mov x1, x11\n\t"
+                     "mov x17, x16\n"
+                     CSR_EACH_TAP(41, CSR_TAPS4)
+                     "add x11, x11, #16\n\t"
+                     "subs x12, x12, #4\n\t"
+                     "b.ge 40b\n"
+                     "50:\n\t" /* the rest of the channels: x12 = groups - 4 */
+                     "add x4, x4, x5\n\t"
+                     "mov x1, x11\n\t"
+                     "mov x17, x16\n\t"
+                     "cmn x12, #2\n\t"
+                     "b.gt 53f\n\t"
+                     "b.eq 52f\n\t"
+                     "tbz x12, #0, 60f\n"
+                     CSR_EACH_TAP(51, CSR_TAPS1)
+                     "60:\n\t"
+                     "subs x8, x8, #1\n\t"
+                     "b.ne 30b\n"
+                     "61:\n\t"
+                     "cmp x2, x3\n\t"
+                     "b.eq 70f\n\t"
+                     "ldr x10, [x0, #24]\n\t"
+                     "cbz x10, 20b\n\t"
+                     CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS)
+                     "b 20b\n"
+                     CSR_EACH_TAP(53, CSR_TAPS3)
+                     "b 60b\n"
+                     CSR_EACH_TAP(52, CSR_TAPS2)
+                     "b 60b\n"
+                     "80:\n\t" /* one tap a row */
+                     "mov x17, #16\n\t"
+                     "sub x17, x17, x6, lsl #3\n\t"
+                     "add x17, x17, x6\n"
+                     "81:\n\t"
+                     "mov x13, x4\n\t"
+                     "add x4, x4, x5\n\t"
+                     "subs x12, x9, #4\n\t"
+                     "b.lt 83f\n"
+                     "82:\n\t"
+                     CSR_EIGHT_TO("x17", CSR_TAPS4)
+                     "subs x12, x12, #4\n\t"
+                     "b.ge 82b\n"
+                     "83:\n\t"
+                     "cmn x12, #2\n\t"
+                     "b.gt 86f\n\t"
+                     "b.eq 85f\n\t"
+                     "tbz x12, #0, 87f\n\t"
+                     CSR_EIGHT_TO("x17", CSR_TAPS1)
+                     "87:\n\t"
+                     "subs x8, x8, #1\n\t"
+                     "b.ne 81b\n\t"
+                     "b 61b\n"
+                     "86:\n\t"
+                     CSR_EIGHT_TO("x17", CSR_TAPS3)
+                     "b 87b\n"
+                     "85:\n\t"
+                     CSR_EIGHT_TO("x17", CSR_TAPS2)
+                     "b 87b\n"
                      "70:\n\t"
                      CSR_FINISH
                      : "+r"(x0)
@@ -295,7 +399,7 @@ static void csr_rows(csr_rows_job *job)
                      "sub x17, x17, x6, lsl #2\n\t"
                      "sub x17, x17, x6\n\t"
                      "add x10, x10, x4\n\t"
-                     "str x10, [x2], #64\n"
+                     "str x10, [x2], #80\n"
                      "30:\n\t" /* a row of taps */
                      "mov x13, x4\n\t"
                      "add x4, x4, x5\n\t"
@@ -343,6 +447,105 @@ static void csr_rows(csr_rows_job *job)
                      CSR_PIXELS(CSR_DOUBLES)
                      "b 52b\n"
                      CSR_FULL_OTHER(81, 82) CSR_FULL_OTHER(83, 84) CSR_FULL_OTHER(85, 86) CSR_FULL_OTHER(87, 88)
+                     "70:\n\t"
+                     CSR_FINISH
+                     : "+r"(x0)
+                     :
+                     : CSR_CLOBBERED);
+}
+
+/* Four pixels of one group of channels; the address moves on to the next group, as x17 = 4 - 3 pixels. */
+#define CSR_FOUR(a, b, c, d)                                                                                   \
+    CSR_NEXT(a) CSR_NEXT(b) CSR_NEXT(c)                                                                        \
+    "ld1r {v" #d ".4s}, [x13], x17\n\t"
+#define CSR_TWO_GROUPS(s0, s1, s2, s3, x0, x1)                                                                 \
+    CSR_MUL0("smull", 28, 22, x0)                                                                              \
+    CSR_MUL1("smull", 29, 22, x0)                                                                              \
+    CSR_MUL0("smull", 30, 23, x0)                                                                              \
+    CSR_MUL1("smull", 31, 23, x0)                                                                              \
+    CSR_MUL0("smlal", 28, 24, x1)                                                                              \
+    CSR_MUL1("smlal", 29, 24, x1)                                                                              \
+    CSR_MUL0("smlal", 30, 25, x1)                                                                              \
+    CSR_MUL1("smlal", 31, 25, x1)                                                                              \
+    CSR_FOLD(s0, 28) CSR_FOLD(s1, 29) CSR_FOLD(s2, 30) CSR_FOLD(s3, 31)
+#define CSR_ONE_GROUP_OF(s0, s1, s2, s3, x0)                                                                   \
+    CSR_MUL0("smull", 28, 22, x0)                                                                              \
+    CSR_MUL1("smull", 29, 22, x0)                                                                              \
+    CSR_MUL0("smull", 30, 23, x0)                                                                              \
+    CSR_MUL1("smull", 31, 23, x0)                                                                              \
+    CSR_FOLD(s0, 28) CSR_FOLD(s1, 29) CSR_FOLD(s2, 30) CSR_FOLD(s3, 31)
+
+static void csr_taps(csr_rows_job *job)
+{
+    register csr_rows_job *x0 __asm__("x0") = job;
+    __asm__ volatile("ldr x14, [x0, #96]\n"
+                     "10:\n\t"
+                     "ldr x1, [x0, #16]\n\t"
+                     "ldr x2, [x0]\n\t"
+                     "movi v22.4s, #0\n\t"
+                     "ldp q0, q2, [x1]\n\t"
+                     CSR_SPREAD(0, 1) CSR_SPREAD(2, 3)
+                     CSR_COPY4(4, 5, 6, 7) CSR_COPY4(8, 9, 10, 11) CSR_COPY4(12, 13, 14, 15)
+                     "20:\n\t" /* a part */
+                     "ldp x4, x5, [x2]\n\t"
+                     "ldp x6, x7, [x2, #16]\n\t"
+                     "ldr x8, [x2, #40]\n\t"
+                     "ldp x10, x15, [x2, #56]\n\t"
+                     "ldr x16, [x2, #72]\n\t"
+                     "mov x17, #4\n\t"
+                     "sub x17, x17, x6, lsl #2\n\t"
+                     "add x17, x17, x6\n\t"
+                     "add x10, x10, x4\n\t"
+                     "str x10, [x2], #80\n"
+                     "30:\n\t" /* a row of taps */
+                     "mov x11, x4\n\t"
+                     "add x4, x4, x5\n\t"
+                     "ldr x12, [x2, #-32]\n"
+                     "40:\n\t" /* 16 channels, or all where there is one tap: x10 groups */
+                     "mov x10, #4\n\t"
+                     "cmp x12, #4\n\t"
+                     "csel x10, x12, x10, lt\n\t"
+                     "cmp x16, #1\n\t"
+                     "csel x10, x12, x10, eq\n\t"
+                     "sub x12, x12, x10\n\t"
+                     "mov x1, x11\n\t"
+                     "mov x3, x16\n"
+                     "41:\n\t" /* a tap */
+                     "mov x13, x1\n\t"
+                     "subs x9, x10, #2\n\t"
+                     "b.lt 43f\n"
+                     "42:\n\t"
+                     "ldp q22, q23, [x7], #32\n\t"
+                     "ldp q24, q25, [x7], #32\n\t" CSR_FOUR(16, 17, 18, 19) CSR_FOUR(20, 21, 26, 27)
+                     CSR_TWO_GROUPS(0, 1, 2, 3, 16, 20) CSR_TWO_GROUPS(4, 5, 6, 7, 17, 21)
+                     CSR_TWO_GROUPS(8, 9, 10, 11, 18, 26) CSR_TWO_GROUPS(12, 13, 14, 15, 19, 27)
+                     "subs x9, x9, #2\n\t"
+                     "b.ge 42b\n"
+                     "43:\n\t" /* x9 = -1 where a group is left, else -2 */
+                     "tbz x9, #0, 44f\n\t"
+                     "ldp q22, q23, [x7], #32\n\t" CSR_FOUR(16, 17, 18, 19)
+                     CSR_ONE_GROUP_OF(0, 1, 2, 3, 16) CSR_ONE_GROUP_OF(4, 5, 6, 7, 17)
+                     CSR_ONE_GROUP_OF(8, 9, 10, 11, 18) CSR_ONE_GROUP_OF(12, 13, 14, 15, 19)
+                     "44:\n\t"
+                     "add x1, x1, x15\n\t"
+                     "subs x3, x3, #1\n\t"
+                     "b.ne 41b\n\t"
+                     "add x11, x11, #16\n\t"
+                     "cbnz x12, 40b\n\t"
+                     "subs x8, x8, #1\n\t"
+                     "b.ne 30b\n\t"
+                     CSR_GATHER
+                     "ldr x3, [x0, #8]\n\t"
+                     "cmp x2, x3\n\t"
+                     "b.eq 70f\n\t"
+                     "ldr x10, [x0, #24]\n\t"
+                     "cbz x10, 61f\n\t"
+                     CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS)
+                     "61:\n\t"
+                     "movi v22.4s, #0\n\t"
+                     CSR_SPREAD(0, 1) CSR_SPREAD(2, 3) CSR_SPREAD(4, 5) CSR_SPREAD(6, 7) CSR_SPREAD(8, 9)
+                     CSR_SPREAD(10, 11) CSR_SPREAD(12, 13) CSR_SPREAD(14, 15)
+                     "b 20b\n"
                      "70:\n\t"
                      CSR_FINISH
                      : "+r"(x0)
