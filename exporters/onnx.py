@@ -297,7 +297,7 @@ class OnnxWriter:
         self.finish(node, out)
 
     def _gelu(self, x: str, tanh: bool) -> str:
-        """GELU in parts, as opset 17 has no operation for it; ONNX Runtime fuses them again."""
+        """GELU in parts, as opset 17 has no operation for it."""
 
         def constant(value: float) -> str:
             return self._initializer(f"constant_{value!r}", np.asarray(value, self.real), "table")

@@ -147,17 +147,26 @@ typedef struct {
     CSR_NEXT(24) CSR_NEXT(25) taps(16, 17, 18, 19, 20, 21, 22, 23) taps(17, 18, 19, 20, 21, 22, 23, 24)        \
         taps(18, 19, 20, 21, 22, 23, 24, 25)
 
+/* Tiles from 10 on, each with its sums at the biases; x2 and x3: the parts and their end. */
+#define CSR_BEGIN                                                                                              \
+    "ldr x14, [x0, #96]\n"                                                                                     \
+    "10:\n\t"                                                                                                  \
+    "ldr x1, [x0, #16]\n\t"                                                                                    \
+    "ldp x2, x3, [x0]\n\t"                                                                                     \
+    "ldp q0, q8, [x1]\n\t" CSR_COPY(1, 0) CSR_COPY(9, 8) CSR_COPY(2, 0) CSR_COPY(10, 8) CSR_COPY(3, 0)         \
+        CSR_COPY(11, 8) CSR_COPY(4, 0) CSR_COPY(12, 8) CSR_COPY(5, 0) CSR_COPY(13, 8) CSR_COPY(6, 0)           \
+            CSR_COPY(14, 8) CSR_COPY(7, 0) CSR_COPY(15, 8)
+/* Behind a part: on to 70 where it was the last, else to 20 with its sums in units of the next. */
+#define CSR_NEXT_PART                                                                                          \
+    "cmp x2, x3\n\t"                                                                                           \
+    "b.eq 70f\n\t"                                                                                             \
+    "ldr x10, [x0, #24]\n\t"                                                                                   \
+    "cbz x10, 20b\n\t" CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS) "b 20b\n"
+
 static void csr_rows(csr_rows_job *job)
 {
     register csr_rows_job *x0 __asm__("x0") = job;
-    __asm__ volatile("ldr x14, [x0, #96]\n"
-                     "10:\n\t"
-                     "ldr x1, [x0, #16]\n\t"
-                     "ldp x2, x3, [x0]\n\t"
-                     "ldp q0, q8, [x1]\n\t"
-                     CSR_COPY(1, 0) CSR_COPY(9, 8) CSR_COPY(2, 0) CSR_COPY(10, 8) CSR_COPY(3, 0) CSR_COPY(11, 8)
-                     CSR_COPY(4, 0) CSR_COPY(12, 8) CSR_COPY(5, 0) CSR_COPY(13, 8) CSR_COPY(6, 0) CSR_COPY(14, 8)
-                     CSR_COPY(7, 0) CSR_COPY(15, 8)
+    __asm__ volatile(CSR_BEGIN
                      "20:\n\t" /* a part */
                      "ldp x4, x5, [x2]\n\t"
                      "ldp x6, x7, [x2, #16]\n\t"
@@ -186,12 +195,7 @@ static void csr_rows(csr_rows_job *job)
                      "60:\n\t"
                      "subs x8, x8, #1\n\t"
                      "b.ne 30b\n\t"
-                     "cmp x2, x3\n\t"
-                     "b.eq 70f\n\t"
-                     "ldr x10, [x0, #24]\n\t"
-                     "cbz x10, 20b\n\t"
-                     CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS)
-                     "b 20b\n"
+                     CSR_NEXT_PART
                      "53:\n\t"
                      CSR_THREE(CSR_TAPS3)
                      "b 60b\n"
@@ -219,14 +223,7 @@ static void csr_rows(csr_rows_job *job)
 static void csr_taps(csr_rows_job *job)
 {
     register csr_rows_job *x0 __asm__("x0") = job;
-    __asm__ volatile("ldr x14, [x0, #96]\n"
-                     "10:\n\t"
-                     "ldr x1, [x0, #16]\n\t"
-                     "ldp x2, x3, [x0]\n\t"
-                     "ldp q0, q8, [x1]\n\t"
-                     CSR_COPY(1, 0) CSR_COPY(9, 8) CSR_COPY(2, 0) CSR_COPY(10, 8) CSR_COPY(3, 0) CSR_COPY(11, 8)
-                     CSR_COPY(4, 0) CSR_COPY(12, 8) CSR_COPY(5, 0) CSR_COPY(13, 8) CSR_COPY(6, 0) CSR_COPY(14, 8)
-                     CSR_COPY(7, 0) CSR_COPY(15, 8)
+    __asm__ volatile(CSR_BEGIN
                      "20:\n\t" /* a part */
                      "ldp x4, x5, [x2]\n\t"
                      "ldp x6, x7, [x2, #16]\n\t"
@@ -261,12 +258,7 @@ static void csr_taps(csr_rows_job *job)
                      "subs x8, x8, #1\n\t"
                      "b.ne 30b\n"
                      "61:\n\t"
-                     "cmp x2, x3\n\t"
-                     "b.eq 70f\n\t"
-                     "ldr x10, [x0, #24]\n\t"
-                     "cbz x10, 20b\n\t"
-                     CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS)
-                     "b 20b\n"
+                     CSR_NEXT_PART
                      CSR_EACH_TAP(53, CSR_TAPS3)
                      "b 60b\n"
                      CSR_EACH_TAP(52, CSR_TAPS2)
@@ -348,7 +340,7 @@ static void csr_taps(csr_rows_job *job)
     CSR_MUL0("smlal", 30, 27, x2)                                                                              \
     CSR_MUL1("smlal", 31, 27, x2)                                                                              \
     CSR_FOLD(s0, 28) CSR_FOLD(s1, 29) CSR_FOLD(s2, 30) CSR_FOLD(s3, 31)
-#define CSR_DOUBLES(s0, s1, s2, s3, x0, x1, x2)                                                                \
+#define CSR_TWO(s0, s1, s2, s3, x0, x1)                                                                        \
     CSR_MUL0("smull", 28, 22, x0)                                                                              \
     CSR_MUL1("smull", 29, 22, x0)                                                                              \
     CSR_MUL0("smull", 30, 23, x0)                                                                              \
@@ -357,7 +349,9 @@ static void csr_taps(csr_rows_job *job)
     CSR_MUL1("smlal", 29, 24, x1)                                                                              \
     CSR_MUL0("smlal", 30, 25, x1)                                                                              \
     CSR_MUL1("smlal", 31, 25, x1)                                                                              \
-    CSR_FOLD(s0, 28) CSR_FOLD(s1, 29) CSR_FOLD(s2, 30) CSR_FOLD(s3, 31)                                        \
+    CSR_FOLD(s0, 28) CSR_FOLD(s1, 29) CSR_FOLD(s2, 30) CSR_FOLD(s3, 31)
+#define CSR_DOUBLES(s0, s1, s2, s3, x0, x1, x2)                                                                \
+    CSR_TWO(s0, s1, s2, s3, x0, x1)                                                                            \
     CSR_MUL0("smull", 28, 26, x2)                                                                              \
     CSR_MUL1("smull", 29, 26, x2)                                                                              \
     CSR_MUL0("smull", 30, 27, x2)                                                                              \
@@ -379,17 +373,27 @@ static void csr_taps(csr_rows_job *job)
     CSR_GROUP_OPERANDS "tbz w10, #" #bit ", " #other "f\n\t" CSR_PIXELS(CSR_TRIPLES) #back ":\n\t"
 #define CSR_FULL_OTHER(other, back) #other ":\n\t" CSR_PIXELS(CSR_DOUBLES) "b " #back "b\n"
 
+/* As above. */
+#define CSR_BEGIN                                                                                              \
+    "ldr x14, [x0, #96]\n"                                                                                     \
+    "10:\n\t"                                                                                                  \
+    "ldr x1, [x0, #16]\n\t"                                                                                    \
+    "ldp x2, x3, [x0]\n\t"                                                                                     \
+    "movi v22.4s, #0\n\t"                                                                                      \
+    "ldp q0, q2, [x1]\n\t" CSR_SPREAD(0, 1) CSR_SPREAD(2, 3) CSR_COPY4(4, 5, 6, 7) CSR_COPY4(8, 9, 10, 11)     \
+        CSR_COPY4(12, 13, 14, 15)
+#define CSR_NEXT_PART                                                                                          \
+    "cmp x2, x3\n\t"                                                                                           \
+    "b.eq 70f\n\t"                                                                                             \
+    "ldr x10, [x0, #24]\n\t"                                                                                   \
+    "cbz x10, 61f\n\t" CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS) "61:\n\t"                                    \
+    "movi v22.4s, #0\n\t" CSR_SPREAD(0, 1) CSR_SPREAD(2, 3) CSR_SPREAD(4, 5) CSR_SPREAD(6, 7)                  \
+        CSR_SPREAD(8, 9) CSR_SPREAD(10, 11) CSR_SPREAD(12, 13) CSR_SPREAD(14, 15) "b 20b\n"
+
 static void csr_rows(csr_rows_job *job)
 {
     register csr_rows_job *x0 __asm__("x0") = job;
-    __asm__ volatile("ldr x14, [x0, #96]\n"
-                     "10:\n\t"
-                     "ldr x1, [x0, #16]\n\t"
-                     "ldp x2, x3, [x0]\n\t"
-                     "movi v22.4s, #0\n\t"
-                     "ldp q0, q2, [x1]\n\t"
-                     CSR_SPREAD(0, 1) CSR_SPREAD(2, 3)
-                     CSR_COPY4(4, 5, 6, 7) CSR_COPY4(8, 9, 10, 11) CSR_COPY4(12, 13, 14, 15)
+    __asm__ volatile(CSR_BEGIN
                      "20:\n\t" /* a part */
                      "ldp x4, x5, [x2]\n\t"
                      "ldp x6, x7, [x2, #16]\n\t"
@@ -433,16 +437,7 @@ static void csr_rows(csr_rows_job *job)
                      "subs x8, x8, #1\n\t"
                      "b.ne 30b\n\t"
                      CSR_GATHER
-                     "cmp x2, x3\n\t"
-                     "b.eq 70f\n\t"
-                     "ldr x10, [x0, #24]\n\t"
-                     "cbz x10, 61f\n\t"
-                     CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS)
-                     "61:\n\t"
-                     "movi v22.4s, #0\n\t"
-                     CSR_SPREAD(0, 1) CSR_SPREAD(2, 3) CSR_SPREAD(4, 5) CSR_SPREAD(6, 7) CSR_SPREAD(8, 9)
-                     CSR_SPREAD(10, 11) CSR_SPREAD(12, 13) CSR_SPREAD(14, 15)
-                     "b 20b\n"
+                     CSR_NEXT_PART
                      "54:\n\t"
                      CSR_PIXELS(CSR_DOUBLES)
                      "b 52b\n"
@@ -458,16 +453,6 @@ static void csr_rows(csr_rows_job *job)
 #define CSR_FOUR(a, b, c, d)                                                                                   \
     CSR_NEXT(a) CSR_NEXT(b) CSR_NEXT(c)                                                                        \
     "ld1r {v" #d ".4s}, [x13], x17\n\t"
-#define CSR_TWO_GROUPS(s0, s1, s2, s3, x0, x1)                                                                 \
-    CSR_MUL0("smull", 28, 22, x0)                                                                              \
-    CSR_MUL1("smull", 29, 22, x0)                                                                              \
-    CSR_MUL0("smull", 30, 23, x0)                                                                              \
-    CSR_MUL1("smull", 31, 23, x0)                                                                              \
-    CSR_MUL0("smlal", 28, 24, x1)                                                                              \
-    CSR_MUL1("smlal", 29, 24, x1)                                                                              \
-    CSR_MUL0("smlal", 30, 25, x1)                                                                              \
-    CSR_MUL1("smlal", 31, 25, x1)                                                                              \
-    CSR_FOLD(s0, 28) CSR_FOLD(s1, 29) CSR_FOLD(s2, 30) CSR_FOLD(s3, 31)
 #define CSR_ONE_GROUP_OF(s0, s1, s2, s3, x0)                                                                   \
     CSR_MUL0("smull", 28, 22, x0)                                                                              \
     CSR_MUL1("smull", 29, 22, x0)                                                                              \
@@ -478,14 +463,7 @@ static void csr_rows(csr_rows_job *job)
 static void csr_taps(csr_rows_job *job)
 {
     register csr_rows_job *x0 __asm__("x0") = job;
-    __asm__ volatile("ldr x14, [x0, #96]\n"
-                     "10:\n\t"
-                     "ldr x1, [x0, #16]\n\t"
-                     "ldr x2, [x0]\n\t"
-                     "movi v22.4s, #0\n\t"
-                     "ldp q0, q2, [x1]\n\t"
-                     CSR_SPREAD(0, 1) CSR_SPREAD(2, 3)
-                     CSR_COPY4(4, 5, 6, 7) CSR_COPY4(8, 9, 10, 11) CSR_COPY4(12, 13, 14, 15)
+    __asm__ volatile(CSR_BEGIN
                      "20:\n\t" /* a part */
                      "ldp x4, x5, [x2]\n\t"
                      "ldp x6, x7, [x2, #16]\n\t"
@@ -517,8 +495,8 @@ static void csr_taps(csr_rows_job *job)
                      "42:\n\t"
                      "ldp q22, q23, [x7], #32\n\t"
                      "ldp q24, q25, [x7], #32\n\t" CSR_FOUR(16, 17, 18, 19) CSR_FOUR(20, 21, 26, 27)
-                     CSR_TWO_GROUPS(0, 1, 2, 3, 16, 20) CSR_TWO_GROUPS(4, 5, 6, 7, 17, 21)
-                     CSR_TWO_GROUPS(8, 9, 10, 11, 18, 26) CSR_TWO_GROUPS(12, 13, 14, 15, 19, 27)
+                     CSR_TWO(0, 1, 2, 3, 16, 20) CSR_TWO(4, 5, 6, 7, 17, 21)
+                     CSR_TWO(8, 9, 10, 11, 18, 26) CSR_TWO(12, 13, 14, 15, 19, 27)
                      "subs x9, x9, #2\n\t"
                      "b.ge 42b\n"
                      "43:\n\t" /* x9 = -1 where a group is left, else -2 */
@@ -536,16 +514,7 @@ static void csr_taps(csr_rows_job *job)
                      "b.ne 30b\n\t"
                      CSR_GATHER
                      "ldr x3, [x0, #8]\n\t"
-                     "cmp x2, x3\n\t"
-                     "b.eq 70f\n\t"
-                     "ldr x10, [x0, #24]\n\t"
-                     "cbz x10, 61f\n\t"
-                     CSR_LOAD_UNITS CSR_FINISH_EACH(CSR_UNITS)
-                     "61:\n\t"
-                     "movi v22.4s, #0\n\t"
-                     CSR_SPREAD(0, 1) CSR_SPREAD(2, 3) CSR_SPREAD(4, 5) CSR_SPREAD(6, 7) CSR_SPREAD(8, 9)
-                     CSR_SPREAD(10, 11) CSR_SPREAD(12, 13) CSR_SPREAD(14, 15)
-                     "b 20b\n"
+                     CSR_NEXT_PART
                      "70:\n\t"
                      CSR_FINISH
                      : "+r"(x0)
