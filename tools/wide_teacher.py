@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csr_deploy.atomic import atomic_write
 from csr_deploy.augment import Augmenter
 from csr_deploy.checkpoint import load_checkpoint
 from csr_deploy.data import fingerprint, natural_preprocessing, open_dataset
@@ -147,6 +149,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--weights", type=Path, help="where the wide network is kept, as safetensors")
     parser.add_argument(
         "--mix", nargs="*", default=[], metavar="CHECKPOINT=SHARE", help="the wide network has the rest"
     )
@@ -158,8 +161,12 @@ def main() -> None:
     train, test = open_dataset(args.data, "train"), open_dataset(args.data, "test")
     data = prepare_data(train, test, natural_preprocessing(train))
     augment = Augmenter(recipe_of(args.epochs), data.preprocessing)
+    wide = train_wide(data, augment)
+    if args.weights:
+        with atomic_write(args.weights) as temporary:
+            save_file({k: v.contiguous() for k, v in wide.state_dict().items()}, temporary)
     members: list[tuple[str, float, nn.Module, Augmenter]] = [
-        ("wide", 1 - sum(shares.values()), train_wide(data, augment), augment)
+        ("wide", 1 - sum(shares.values()), wide, augment)
     ]
     for path, share in shares.items():
         checkpoint = load_checkpoint(path)
