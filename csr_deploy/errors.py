@@ -39,6 +39,10 @@ class DataError(CsrError):
     """A dataset that is missing, empty, damaged or of the wrong shape."""
 
 
+class MissingPartError(DataError):
+    """A dataset that is sound but has no training or no test part."""
+
+
 class ModelError(CsrError):
     """A network, layer or replacement that is not possible."""
 

@@ -33,7 +33,14 @@ from csr_deploy.checkpoint import file_sha256, load_checkpoint
 from csr_deploy.data import ImageDataset, ImageSet, Preprocessing, class_map, open_dataset, sample
 from csr_deploy.data.dataset import ArrayDataset, Split
 from csr_deploy.drift import DRIFT_IMAGES, measure_drift
-from csr_deploy.errors import DataError, ExportError, MissingDependencyError, ModelError, OptionError
+from csr_deploy.errors import (
+    DataError,
+    ExportError,
+    MissingDependencyError,
+    MissingPartError,
+    ModelError,
+    OptionError,
+)
 from csr_deploy.exporters.base import Exporter, WriteRequest
 from csr_deploy.ledger import check_ledger
 from csr_deploy.models import count_parameters
@@ -263,8 +270,7 @@ def _golden_set(network: Network, source: str, seed: int) -> tuple[NDArray[np.ui
     for split in get_args(Split):
         try:
             dataset = open_dataset(source, split)
-        except DataError:
-            # A set may have one part only.
+        except MissingPartError:
             if images or split != get_args(Split)[-1]:
                 continue
             raise
@@ -283,8 +289,8 @@ def _parity_set(
     count, seed = options.parity_images, options.seed
     try:
         test = open_dataset(source, "test")
-    except DataError:
-        # No test part: images of the training part that were not drawn for calibration.
+    except MissingPartError:
+        # Images of the training part that were not drawn for calibration.
         skip = options.calibration_images
         return train, sample(train, network.preprocessing, count, seed, disjoint_from=skip)
     _check_fits(network, test)

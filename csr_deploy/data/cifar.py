@@ -12,7 +12,7 @@ import numpy as np
 
 from csr_deploy.data.dataset import ArrayDataset, Image, Split
 from csr_deploy.data.store import Store
-from csr_deploy.errors import DataError
+from csr_deploy.errors import DataError, MissingPartError
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -95,6 +95,7 @@ def find_cifar10(store: Store, split: Split) -> list[str] | None:
     """The batch files of a split, or None where the store holds no CIFAR-10 batches.
 
     Raises:
+        MissingPartError: If only the other split is there.
         DataError: If some are missing, or there is more than one set of them.
     """
     where = str(store.path)
@@ -111,7 +112,8 @@ def find_cifar10(store: Store, split: Split) -> list[str] | None:
         names = {p.name: str(p) for p in found}
         if names:
             if missing := [f + suffix for f in _FILES[split] if f + suffix not in names]:
-                raise DataError(f"batch files are missing: {', '.join(missing)}", where=where)
+                error = MissingPartError if len(missing) == len(_FILES[split]) else DataError
+                raise error(f"batch files are missing: {', '.join(missing)}", where=where)
             return [names[f + suffix] for f in _FILES[split]]
     return None
 

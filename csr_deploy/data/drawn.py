@@ -20,7 +20,7 @@ from csr_deploy.data.calibration import ImageSet
 from csr_deploy.data.dataset import ArrayDataset, Image, Split
 from csr_deploy.data.preprocess import Preprocessing
 from csr_deploy.data.store import Store
-from csr_deploy.errors import DataError
+from csr_deploy.errors import DataError, MissingPartError
 
 _INDEX = "drawn.json"
 _LABELS = "labels.npy"
@@ -100,10 +100,11 @@ def open_drawn(store: Store, split: Split) -> DrawnDataset:
     """Opens a drawn set.
 
     Raises:
-        DataError: If it is damaged or of another version, or another part than "test" is wanted.
+        MissingPartError: If another part than "test" is wanted.
+        DataError: If it is damaged or of another version.
     """
     if split != "test":
-        raise DataError(
+        raise MissingPartError(
             "is a drawn set, which has a test part only", where=str(store.path), fix="Name another set."
         )
     try:

@@ -12,7 +12,7 @@ import numpy as np
 
 from csr_deploy.data.dataset import Image, ImageDataset, Split
 from csr_deploy.data.store import Store
-from csr_deploy.errors import DataError, MissingDependencyError
+from csr_deploy.errors import DataError, MissingDependencyError, MissingPartError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -98,7 +98,8 @@ def open_folder(store: Store, split: Split) -> FolderDataset:
     have no labels and serve for calibration only. One folder around everything is looked through.
 
     Raises:
-        DataError: If there is no image, not the part asked for, or the parts have different classes.
+        MissingPartError: If the part asked for is not there.
+        DataError: If there is no image, or the parts have different classes.
     """
     files = _unwrapped(_image_files(store))
     tops = {p[0].lower() for p in files.values()}
@@ -107,7 +108,7 @@ def open_folder(store: Store, split: Split) -> FolderDataset:
         parts = {n: p for n, p in files.items() if _in_test_part("/".join(p)) == (split == "test")}
         return _dataset(store, split, parts, files)
     if split not in folders:
-        raise DataError(
+        raise MissingPartError(
             f"has no '{split}' part (it has {', '.join(sorted(tops))})",
             where=str(store.path),
             fix=f"Put those images into a folder '{split}', each class in a folder of its own.",
@@ -160,7 +161,7 @@ def _unwrapped(files: _Parts) -> _Parts:
 
 def _dataset(store: Store, split: Split, parts: _Parts, all_parts: _Parts) -> FolderDataset:
     if not parts:
-        raise DataError(
+        raise MissingPartError(
             f"its '{split}' part is empty",
             where=str(store.path),
             fix="A fifth of the images, by a hash of their names, is the test part. Give more images, or put "

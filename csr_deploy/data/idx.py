@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from csr_deploy.data.dataset import ArrayDataset, Split
 from csr_deploy.data.store import Store
-from csr_deploy.errors import DataError
+from csr_deploy.errors import DataError, MissingPartError
 
 _PREFIXES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("t10k", "test")}
 _RANKS = {"images": 3, "labels": 1}
@@ -79,14 +79,15 @@ def find_idx(store: Store, split: Split) -> tuple[str, str] | None:
     """Names of the image and label files of a split, or None where the store has no IDX files.
 
     Raises:
-        DataError: If only the other split, half a pair or more than one set is there.
+        MissingPartError: If only the other split is there.
+        DataError: If half a pair or more than one set is there.
     """
     found = _pairs(store, split)
     where = str(store.path)
     if not found:
         if _pairs(store, "test" if split == "train" else "train"):
             names = " or ".join(f"{p}-images-idx3-ubyte" for p in _PREFIXES[split])
-            raise DataError(f"has no '{split}' part: no file {names}, .gz or not", where=where)
+            raise MissingPartError(f"has no '{split}' part: no file {names}, .gz or not", where=where)
         return None
     if len(found) > 1:
         raise DataError(

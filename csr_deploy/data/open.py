@@ -23,6 +23,7 @@ def open_dataset(path: str | os.PathLike[str], split: Split) -> ImageDataset:
         split: The part wanted. Class folders without parts are divided by a hash of the file name.
 
     Raises:
+        MissingPartError: If the set has no such part.
         DataError: If nothing usable is there.
     """
     if not Path(path).exists():

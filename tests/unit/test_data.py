@@ -21,7 +21,7 @@ from PIL import Image
 from csr_deploy.data import Preprocessing, fit_image, natural_preprocessing, open_dataset, sample
 from csr_deploy.data.cifar import CIFAR10_CLASSES
 from csr_deploy.data.idx import FASHION_MNIST_CLASSES
-from csr_deploy.errors import CheckpointError, DataError, OptionError
+from csr_deploy.errors import CheckpointError, DataError, MissingPartError, OptionError
 
 RGB32 = Preprocessing(32, 32, (0.0,) * 3, (1.0,) * 3)
 RGB8 = Preprocessing(8, 8, (0.0,) * 3, (1.0,) * 3)
@@ -349,6 +349,27 @@ def test_folders_that_cannot_be_used(tmp_path: Path, names: list[str], split: st
 
 
 # Damage
+
+
+def test_a_part_that_is_not_there_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    cifar, idx, folders = tmp_path / "cifar", tmp_path / "idx", tmp_path / "folders"
+    cifar.mkdir()
+    idx.mkdir()
+    write_cifar(cifar, binary_batch, ".bin")
+    write_idx(idx)
+    write_folders(folders, ["train/a/1.png", "train/b/1.png"])
+    (cifar / "test_batch.bin").write_bytes(b"cut")
+    (idx / "t10k-labels-idx1-ubyte.gz").unlink()
+    for damaged in (cifar, idx):
+        with pytest.raises(DataError) as caught:
+            open_dataset(damaged, "test")
+        assert not isinstance(caught.value, MissingPartError)
+    (cifar / "test_batch.bin").unlink()
+    for file in idx.glob("t10k-*"):
+        file.unlink()
+    for partial in (cifar, idx, folders):
+        with pytest.raises(MissingPartError):
+            open_dataset(partial, "test")
 
 
 def test_damaged_pictures_are_named_counted_and_left_out(tmp_path: Path) -> None:
