@@ -6,10 +6,12 @@ both are rounded together, where TFLite's graph rounds each convolution and then
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from csr_deploy.exporters.mcu.arithmetic import quantize_multiplier
-from csr_deploy.exporters.mcu.ir import Model, Op
+from csr_deploy.exporters.mcu.ir import Model, Op, Tensor
 from csr_deploy.exporters.mcu.ops.conv2d import quant_of
 from csr_deploy.exporters.mcu.ops.csr_cell import Joint
 
@@ -18,15 +20,58 @@ _COARSEST = 2.0**-4
 _FINE = 2.0**-8
 """The unit of a sum of nothing but a bias, in parts of the state's scale."""
 _LARGEST = 1 << 30
+"""What sums stay below."""
+_LEAST_SHIFT = -30
+"""Of U's sums to V's units; below it they are less than half a unit, as sums are below `_LARGEST`."""
+_UNHEARD = 2.0**-3
+"""Parts of the state's scale that a sum reaches at most for its weights to be taken for zeros."""
 
 
 def join_units(model: Model) -> Model:
     """See the module's description; a recurrence whose factors do not fit the kernel stays as it is."""
+    tensors = dict(model.tensors)
     ops = []
     for op in model.ops:
-        joint = _joint(model, op) if op.kind == "CSR_CELL" else None
-        ops.append(op.with_attrs(joint=joint) if joint else op)
-    return Model(model.tensors, tuple(ops), model.input, model.output)
+        if op.kind == "CSR_CELL":
+            heard = _without_unheard(model, op, tensors)
+            joint = _joint(replace(model, tensors=tensors), heard)
+            op = heard.with_attrs(joint=joint) if joint else op
+        ops.append(op)
+    return replace(model, tensors=tensors, ops=tuple(ops))
+
+
+def _without_unheard(model: Model, op: Op, tensors: dict[str, Tensor]) -> Op:
+    """A recurrence without the weights that training let decay to almost nothing.
+
+    Each filter has a scale of its own, so that its integers are as large as any; but sums in units that are
+    thousands of times finer than the other convolution's have no common unit with them.
+
+    Args:
+        model: Has the recurrence.
+        op: The recurrence.
+        tensors: Receives the new weights.
+    """
+    steps = op.attrs["steps"]
+    step = float(model.tensors[op.output].scale)
+    renamed: dict[str, str] = {}
+    for convs in ([v for v, _, _ in steps], [u for _, u, _ in steps[1:]]):
+        x, weights = model.of(convs[0].inputs[:2])
+        if weights.scales is None or weights.data is None:
+            return op
+        bias = np.abs([quant_of(conv, model).bias for conv in convs]).max(axis=0)
+        sums = np.abs(weights.data.astype(np.int64)).sum(axis=(1, 2, 3))
+        unit = np.broadcast_to(weights.scales, len(sums)).astype(np.float64) * float(x.scale)
+        unheard = (sums > 0) & ((128 * sums + bias) * unit < _UNHEARD * step)
+        if unheard.any():
+            name = renamed[weights.name] = f"{weights.name} (heard)"
+            data = np.where(unheard[:, None, None, None], 0, weights.data).astype(weights.data.dtype)
+            tensors[name] = replace(weights, name=name, data=data)
+
+    def changed(part: Op | None) -> Op | None:
+        return part and replace(part, inputs=tuple(renamed.get(i, i) for i in part.inputs))
+
+    made = replace(op, inputs=tuple(renamed.get(i, i) for i in op.inputs))
+    return made.with_attrs(steps=tuple((changed(v), changed(u), add) for v, u, add in steps))
 
 
 def _joint(model: Model, op: Op) -> Joint | None:
@@ -62,13 +107,15 @@ def _joint(model: Model, op: Op) -> Joint | None:
     ratios = [quantize_multiplier(r) for r in unit_u / unit_v]
     scales = [quantize_multiplier(f) for f in factors]
     unit_multiplier, unit_shift = (np.array(column, np.int64) for column in zip(*ratios, strict=True))
+    lost = unit_shift < _LEAST_SHIFT
+    unit_multiplier, unit_shift = np.where(lost, 0, unit_multiplier), np.where(lost, 0, unit_shift)
     multiplier, shift = (np.array(column, np.int64) for column in zip(*scales, strict=True))
     reach_v = 128 * np.abs(data_v.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(bias).max(axis=0)
     reach_u = 128 * np.abs(data_u.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(u_bias).max(axis=0)
     shifted = reach_u << np.maximum(unit_shift, 0)
     if max((reach_v + np.ceil(reach_u * unit_u / unit_v) + 1).max(), reach_u.max()) >= _LARGEST:
         return None
-    if shifted.max() >= _LARGEST or unit_shift.min() < -30 or shift.min() < -31:
+    if shifted.max() >= _LARGEST or shift.min() < -31:
         return None
     return Joint(
         bias.astype(np.int32),
