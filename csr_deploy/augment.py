@@ -38,8 +38,8 @@ class Augmenter:
         out_h, out_w = self.recipe.crop_size(epoch, height), self.recipe.crop_size(epoch, width)
         tops = torch.randint(0, height + 2 * pad - out_h + 1, (n,), generator=generator)
         lefts = torch.randint(0, width + 2 * pad - out_w + 1, (n,), generator=generator)
-        rows = _reflect(tops[:, None] + torch.arange(out_h) - pad, height)
-        cols = _reflect(lefts[:, None] + torch.arange(out_w) - pad, width)
+        rows = reflect(tops[:, None] + torch.arange(out_h) - pad, height)
+        cols = reflect(lefts[:, None] + torch.arange(out_w) - pad, width)
         flipped = torch.zeros(n, dtype=torch.bool)
         if self.recipe.flip:
             flipped = torch.rand(n, generator=generator) < 0.5
@@ -49,6 +49,7 @@ class Augmenter:
         return self.normalize(images[tuple(i.to(images.device) for i in index)]), flipped
 
 
-def _reflect(index: Tensor, size: int) -> Tensor:
+def reflect(index: Tensor, size: int) -> Tensor:
+    """Rows or columns beyond an image of `size` of them, mirrored into it; int64 of any shape."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index).clamp_(0, size - 1)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from views import Views, ViewTargets
-from wide_teacher import Wide, probabilities, top1
+from wide_teacher import Wide, as_logits, probabilities, top1
 
 from csr_deploy import __version__
 from csr_deploy.atomic import atomic_write
@@ -43,14 +43,12 @@ from csr_deploy.checkpoint import (
 from csr_deploy.curve import EpochRecord, write_curve
 from csr_deploy.data import fingerprint, natural_preprocessing, open_dataset
 from csr_deploy.distill import distillation_loss
+from csr_deploy.inherit import inherit
 from csr_deploy.models.resnet import CifarResNet
 from csr_deploy.nn.dead_channels import silence_dead_channels
 from csr_deploy.optimizer import RecipeOptimizer
 from csr_deploy.recipe import Recipe
 from csr_deploy.train import TrainingData, prepare_data
-
-_LEAST = 1e-6
-"""Probabilities below are taken for this, so that their logarithms are float16."""
 
 
 def recipe_of(epochs: int, batch_size: int, muon_rate: float) -> Recipe:
@@ -95,9 +93,10 @@ class Run:
         self.args, self.data = args, data
         self.start = load_checkpoint(args.init)
         torch.manual_seed(args.seed)
-        model = self.start.build()
+        model = self.start.architecture.build()
         if not isinstance(model, CifarResNet):
             raise SystemExit(f"{args.init}: is no CIFAR ResNet")
+        self.origin = inherit(model, args.init, data.input_shape)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe = recipe_of(args.epochs, args.batch_size, args.muon_lr)
         self.sha256 = fingerprint(data.train_images, data.train_labels)
@@ -112,7 +111,7 @@ class Run:
         self.steps = len(self.images) // self.recipe.batch_size
         self.records: list[EpochRecord] = []
         self.identity = {
-            "init_sha256": file_sha256(args.init),
+            "init_sha256": self.origin.source["sha256"],
             "targets_sha256": file_sha256(args.targets),
             "recipe": asdict(self.recipe),
             "frozen": args.frozen,
@@ -242,13 +241,7 @@ class Run:
         with atomic_write(self.file) as temporary:
             temporary.write_bytes(torch_bytes(content))
         state, silenced = silence_dead_channels(self.model, self.model.state_dict())
-        last, before = self.records[-1], self.start.training
-        origin = {
-            "sha256": self.identity["init_sha256"],
-            "network": self.start.architecture.name,
-            "metrics": dict(self.start.metrics),
-            "training": {k: v for k, v in before.items() if k not in ("versions", "curve")},
-        }
+        last = self.records[-1]
         training = {
             "recipe": asdict(self.recipe),
             "script": "tools/distill_views.py: views with their own targets, the rate falls in a line",
@@ -260,7 +253,7 @@ class Run:
             "damaged_images": len(self.data.damaged),
             "data_sha256": self.sha256,
             "bf16": True,
-            "init": origin,
+            "init": self.origin.record(frozen=False),
             "teacher": self.targets.teacher,
             "qat": False,
             "silenced_channels": silenced,
@@ -297,7 +290,7 @@ def make_targets(args: argparse.Namespace, data: TrainingData) -> None:
     for index in range(args.views):
         views = Views.drawn(args.seed, index, len(images), *images.shape[1:3])
         said = probabilities(model, views.render(images, everything).numpy(), augment)
-        out[index] = np.log(np.maximum(said, _LEAST))
+        out[index] = as_logits(said)
         plain = (views.first == 1).numpy()
         right = top1(said[plain], data.train_labels[plain])
         print(f"view {index + 1}/{args.views}: {right:.4f} of plain crops right", flush=True)

@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csr_deploy.atomic import atomic_write
+from csr_deploy.augment import reflect
 from csr_deploy.errors import DataError
 
 PAD = 4
 """Pixels that crops may move beyond the image, which is reflected there."""
 _PLAIN_SHARE = 0.5
 """Share of views that are of one image; mixup and CutMix have half of the rest each."""
+
+_MAKE = "Make it from the data the network is trained on, by distill_views.py targets."
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,10 @@ class Views:
 
 def _crop(images: Tensor, tops: Tensor, lefts: Tensor, mirrored: Tensor) -> Tensor:
     n, height, width, _ = images.shape
-    rows = _reflect(tops[:, None] + torch.arange(height) - PAD, height)
-    cols = _reflect(lefts[:, None] + torch.arange(width) - PAD, width)
+    rows = reflect(tops[:, None] + torch.arange(height) - PAD, height)
+    cols = reflect(lefts[:, None] + torch.arange(width) - PAD, width)
     cols = torch.where(mirrored[:, None], cols.flip(1), cols)
     return images[torch.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]]
-
-
-def _reflect(index: Tensor, size: int) -> Tensor:
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index).clamp_(0, size - 1)
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,9 @@ class ViewTargets:
                     file["logits"], int(file["seed"]), str(file["data_sha256"]), str(file["teacher"])
                 )
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"is no file of answers for views: {error}", where=str(path)) from error
+            raise DataError(
+                f"is no file of answers for views: {error}", where=str(path), fix=_MAKE
+            ) from error
         if targets.data_sha256 != data_sha256:
-            raise DataError("was made from other training images", where=str(path))
+            raise DataError("was made from other training images", where=str(path), fix=_MAKE)
         return targets

@@ -137,6 +137,11 @@ def train_wide(data: TrainingData, augment: Augmenter) -> Wide:
     return model
 
 
+def as_logits(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Logarithms of probabilities [N, classes]."""
+    return np.log(np.maximum(values, _LEAST)).astype(np.float16)
+
+
 def top1(values: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Share of images whose largest value is their label's."""
     return float((values.argmax(1) == labels).mean())
@@ -179,7 +184,7 @@ def main() -> None:
         print(f"{name}: test top-1 {top1(mine, data.test_labels):.4f}", flush=True)
         taught += share * probabilities(model, data.train_images, own)
         seen += share * mine
-    logits = np.log(np.maximum(taught, _LEAST)).astype(np.float16)
+    logits = as_logits(taught)
     what = ", ".join(f"{share:.0%} {name}" for name, share, *_ in members)
     made = f"{what}, plain and mirrored, top-1 {top1(seen, data.test_labels):.4f}"
     print(made)

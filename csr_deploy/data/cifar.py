@@ -113,7 +113,11 @@ def find_cifar10(store: Store, split: Split) -> list[str] | None:
         if names:
             if missing := [f + suffix for f in _FILES[split] if f + suffix not in names]:
                 error = MissingPartError if len(missing) == len(_FILES[split]) else DataError
-                raise error(f"batch files are missing: {', '.join(missing)}", where=where)
+                raise error(
+                    f"batch files are missing: {', '.join(missing)}",
+                    where=where,
+                    fix="Put them beside the others.",
+                )
             return [names[f + suffix] for f in _FILES[split]]
     return None
 

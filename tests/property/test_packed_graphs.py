@@ -226,7 +226,7 @@ def test_weights_that_decayed(machine: HostCompiler, seed: int) -> None:
     content = network.faded()
     _check(machine, content, network.shape, seed)
     graph = optimise(read_tflite(content, f"seed {seed}"), McuOptions(cpu="aarch64", fuse_requantize=True))
-    # Otherwise its kernel is the plain one, which takes ten times as long.
+    # Otherwise its kernel is the plain one, which takes many times the instructions.
     assert [bool(op.attrs.get("joint")) for op in graph.ops if op.kind == "CSR_CELL"] == [True]
 
 

@@ -42,8 +42,8 @@ def _once(model: Model, op: Op) -> Once | None:
     factor_u = np.broadcast_to(weights_u.scales, filters).astype(np.float64)
     exponents = np.array([math.frexp(m)[1] for m in np.maximum(factor_v, factor_u)])
     # One bit less, so that rounding up stays below 2^31.
-    right = np.minimum(30 - exponents, _MOST_RIGHT)
-    if right.min() < _LEAST_RIGHT:
+    right = 30 - exponents
+    if right.min() < _LEAST_RIGHT or right.max() > _MOST_RIGHT:
         return None
     multiplier_v = np.rint(np.ldexp(factor_v, right)).astype(np.int64)
     multiplier_u = np.rint(np.ldexp(factor_u, right)).astype(np.int64)

@@ -20,9 +20,6 @@ _COARSEST = 2.0**-4
 _FINE = 2.0**-8
 """The unit of a sum of nothing but a bias, in parts of the state's scale."""
 _LARGEST = 1 << 30
-"""What sums stay below."""
-_LEAST_SHIFT = -30
-"""Of U's sums to V's units; below it they are less than half a unit, as sums are below `_LARGEST`."""
 _UNHEARD = 2.0**-3
 """Parts of the state's scale that a sum reaches at most for its weights to be taken for zeros."""
 
@@ -107,15 +104,13 @@ def _joint(model: Model, op: Op) -> Joint | None:
     ratios = [quantize_multiplier(r) for r in unit_u / unit_v]
     scales = [quantize_multiplier(f) for f in factors]
     unit_multiplier, unit_shift = (np.array(column, np.int64) for column in zip(*ratios, strict=True))
-    lost = unit_shift < _LEAST_SHIFT
-    unit_multiplier, unit_shift = np.where(lost, 0, unit_multiplier), np.where(lost, 0, unit_shift)
     multiplier, shift = (np.array(column, np.int64) for column in zip(*scales, strict=True))
     reach_v = 128 * np.abs(data_v.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(bias).max(axis=0)
     reach_u = 128 * np.abs(data_u.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(u_bias).max(axis=0)
     shifted = reach_u << np.maximum(unit_shift, 0)
     if max((reach_v + np.ceil(reach_u * unit_u / unit_v) + 1).max(), reach_u.max()) >= _LARGEST:
         return None
-    if shifted.max() >= _LARGEST or shift.min() < -31:
+    if shifted.max() >= _LARGEST or unit_shift.min() < -30 or shift.min() < -31:
         return None
     return Joint(
         bias.astype(np.int32),
